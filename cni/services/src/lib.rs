@@ -1,0 +1,1 @@
+//! The node's service networking: Services and EndpointSlices to nf_tables elements, cluster DNS.

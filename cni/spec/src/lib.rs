@@ -1,0 +1,1 @@
+//! The CNI protocol: configuration, results of every version, numbered errors, calling a chain of plugins.

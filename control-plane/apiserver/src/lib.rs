@@ -1,0 +1,1 @@
+//! HTTP in, store out: what stock kubectl talks to.

@@ -1,0 +1,1 @@
+//! One file per controller, all the same shape: plan, then execute.

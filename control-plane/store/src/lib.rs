@@ -1,0 +1,1 @@
+//! Bytes, keys and revisions, durable before visible; knows no kind.

@@ -1,0 +1,3 @@
+//! The one program a person runs: the `sampan` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The CRI server: one file per RPC, facts checkpointed, status derived.

@@ -1,0 +1,1 @@
+//! Images: references, registries, parallel pull and unpack, overlay snapshots, import and export.

@@ -1,0 +1,3 @@
+//! OCI runtime: a bundle becomes a plan, the child executes it: the `sampan-oci` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! One shim per pod: one epoll thread that holds stdio, writes CRI logs and keeps exit records.
