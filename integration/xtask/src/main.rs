@@ -2,6 +2,7 @@
 //!
 //! One subcommand, one module. Nothing here runs on a user's machine after the build.
 
+mod codegen;
 mod dist;
 mod tidy;
 
@@ -22,12 +23,16 @@ enum Command {
     Tidy,
     /// Build `sampan` and the tiny static binaries into one directory.
     Dist(dist::Args),
+    /// Write generated code again.
+    #[command(subcommand)]
+    Codegen(codegen::Target),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Tidy => tidy::run(&workspace_root()),
         Command::Dist(args) => dist::run(&workspace_root(), &args),
+        Command::Codegen(target) => codegen::run(&workspace_root(), &target),
     }
 }
 

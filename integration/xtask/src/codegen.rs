@@ -1,0 +1,19 @@
+//! Code generation: what is written here is committed, so that a build needs no generator.
+
+mod cri;
+
+use std::path::Path;
+
+use clap::Subcommand;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Target {
+    /// `runtime/cri-api`: messages and service stubs from its `.proto` file.
+    Cri,
+}
+
+pub(crate) fn run(root: &Path, target: &Target) -> anyhow::Result<()> {
+    match target {
+        Target::Cri => cri::generate(root),
+    }
+}
