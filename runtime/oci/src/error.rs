@@ -1,0 +1,99 @@
+//! What can go wrong at the library's door.
+//!
+//! `Display` never repeats its source; a caller prints the chain once. Every kernel refusal carries its step and errno.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+/// A step that the kernel (or a hook) refused: which one, and with what errno.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The step as the plan prints it, for instance `mount proc at /proc`.
+    pub step: String,
+    /// 0 where the failure is not a kernel's answer; then `detail` says it all.
+    pub errno: i32,
+    /// What the step alone does not say; may be empty.
+    pub detail: String,
+}
+
+impl Failure {
+    pub(crate) fn new(step: impl Into<String>, errno: Errno) -> Self {
+        Self { step: step.into(), errno: errno as i32, detail: String::new() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.step)?;
+        if !self.detail.is_empty() {
+            write!(formatter, ": {}", self.detail)?;
+        }
+        if self.errno != 0 {
+            write!(formatter, ": {}", Errno::from_raw(self.errno).desc())?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("container id \"{id}\" is not valid: {reason}")]
+    InvalidId { id: String, reason: &'static str },
+    #[error("read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("write {}", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{} is not what this version of the runtime writes or reads", path.display())]
+    Parse {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("config.json: {field}: {reason}")]
+    InvalidConfig { field: String, reason: String },
+    #[error("container {id} already exists: choose another id, or delete it first")]
+    Exists { id: String },
+    #[error("container {id} does not exist")]
+    NotFound { id: String },
+    #[error("cannot {operation} container {id} that is {status}")]
+    WrongStatus { id: String, operation: &'static str, status: crate::status::Status },
+    #[error("container {id} is being created or deleted by another process")]
+    Busy { id: String },
+    /// A step of the runtime's own side.
+    #[error("{0}")]
+    Parent(Failure),
+    /// A step of the container's init process, reported over the pipe.
+    #[error("{0}")]
+    Child(Failure),
+    #[error("the container's init process ended before it was ready ({0})")]
+    ChildVanished(String),
+}
+
+impl Error {
+    /// The step that was refused, where one was.
+    pub fn step(&self) -> Option<&str> {
+        match self {
+            Self::Parent(failure) | Self::Child(failure) => Some(&failure.step),
+            _ => None,
+        }
+    }
+
+    /// The kernel's errno, where there was one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Parent(failure) | Self::Child(failure) => Some(failure.errno).filter(|errno| *errno != 0),
+            Self::Read { source, .. } | Self::Write { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+}

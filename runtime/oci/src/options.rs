@@ -1,0 +1,68 @@
+//! What a caller may ask of `create` and `exec` beyond the bundle, and what it gets back.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use runtime_linux::mount::Overlay;
+
+/// The three standard streams; `None` inherits the caller's. Ignored for a process with a terminal.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+}
+
+/// How the process comes to its new root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RootChange {
+    /// `pivot_root(2)`, and where the kernel cannot (the host runs from an initramfs), a moved mount and `chroot(2)`.
+    #[default]
+    Pivot,
+    /// `--no-pivot`: always a moved mount and `chroot(2)`.
+    Chroot,
+}
+
+/// What `create` takes beyond the bundle. A terminal is asked for by the bundle's `process.terminal`.
+#[derive(Debug, Default)]
+pub struct CreateOptions {
+    pub stdio: Stdio,
+    /// Mounted as the root file system inside the container's own mount namespace, in place of the bundle's `root.path`.
+    pub rootfs: Option<Overlay>,
+    /// Descriptors 3..3+n of the caller stay open in the container.
+    pub preserve_fds: u32,
+    pub root_change: RootChange,
+    /// `--no-new-keyring`: keep the caller's session keyring.
+    pub keep_keyring: bool,
+}
+
+/// A created container: its init is a direct child of the caller, waits for `start`, and is the caller's to reap.
+#[derive(Debug)]
+pub struct Created {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    /// The terminal's master, where the process has a terminal.
+    pub console: Option<OwnedFd>,
+    /// What was asked for and could not be done, though the container works; for people.
+    pub warnings: Vec<String>,
+}
+
+/// What `exec` takes beyond the process.
+#[derive(Debug, Default)]
+pub struct ExecOptions {
+    pub stdio: Stdio,
+    pub preserve_fds: u32,
+    /// `--cgroup`: below the container's own cgroup.
+    pub sub_cgroup: Option<PathBuf>,
+    /// `--ignore-paused`: do not refuse in a paused container.
+    pub ignore_paused: bool,
+}
+
+/// A running further process of a container: a direct child of the caller, the caller's to reap.
+#[derive(Debug)]
+pub struct Execed {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    pub console: Option<OwnedFd>,
+    pub warnings: Vec<String>,
+}
