@@ -106,7 +106,7 @@ impl<L: Log> Watcher<L> {
                     }
                 },
                 Place::Live => match self.receiver.recv().await {
-                    Ok(batch) => self.fresh(batch),
+                    Ok(batch) => self.fresh(&batch),
                     Err(broadcast::error::RecvError::Lagged(_)) => {
                         self.place = Place::Behind;
                         continue;
@@ -124,11 +124,11 @@ impl<L: Log> Watcher<L> {
     }
 
     /// The part of a live batch that this watcher has not seen and asked for; the batch itself when that is all of it.
-    fn fresh(&mut self, batch: Batch) -> Batch {
+    fn fresh(&mut self, batch: &Batch) -> Batch {
         let seen = self.seen;
         let wanted = |event: &Event| event.revision > seen && event.key.starts_with(&*self.prefix);
         let kept = if batch.iter().all(wanted) {
-            Arc::clone(&batch)
+            Arc::clone(batch)
         } else {
             batch.iter().filter(|event| wanted(event)).cloned().collect()
         };

@@ -86,7 +86,7 @@ impl Sqlite {
         let lock = lock(&path)?;
         let connection = open_writer(&path, config.pages_max)?;
         let hub = Hub::new();
-        let writer = Writer::start(connection, path.clone(), hub.clone())?;
+        let writer = Writer::start(connection, &path, hub.clone())?;
         let readers = Readers { idle: Mutex::new(Vec::new()), permits: Arc::new(Semaphore::new(READERS_MAX)) };
         Ok(Self { shared: Arc::new(Shared { path, writer, hub, readers, _lock: lock }) })
     }

@@ -6,7 +6,7 @@
 //! Invariant: nobody is told of a change, neither its writer nor a watcher, before the commit has returned.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -61,11 +61,11 @@ impl Drop for Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: Connection, path: PathBuf, hub: Hub) -> Result<Self, Error> {
-        let (newest, _) = bounds(&connection).map_err(|source| classify(&path, "read the newest revision", source))?;
+    pub(super) fn start(connection: Connection, path: &Path, hub: Hub) -> Result<Self, Error> {
+        let (newest, _) = bounds(&connection).map_err(|source| classify(path, "read the newest revision", source))?;
         let newest = Arc::new(AtomicU64::new(newest.0));
         let (queue, commands) = mpsc::channel(QUEUE_MAX);
-        let thread = Thread { connection, path: path.clone(), hub, newest: Arc::clone(&newest) };
+        let thread = Thread { connection, path: path.to_owned(), hub, newest: Arc::clone(&newest) };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || thread.run(commands))
@@ -83,6 +83,7 @@ impl Writer {
     }
 }
 
+type WriteCommand = (Arc<str>, Precondition, Change, oneshot::Sender<Result<Revision, WriteError>>);
 type WriteReply = (oneshot::Sender<Result<Revision, WriteError>>, Result<Revision, WriteError>);
 
 struct Thread {
@@ -119,7 +120,7 @@ impl Thread {
         let _ = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
     }
 
-    fn write(&mut self, writes: Vec<(Arc<str>, Precondition, Change, oneshot::Sender<Result<Revision, WriteError>>)>) {
+    fn write(&mut self, writes: Vec<WriteCommand>) {
         let mut newest = Revision(self.newest.load(Ordering::Acquire));
         let mut events = Vec::with_capacity(writes.len());
         let mut replies: Vec<WriteReply> = Vec::with_capacity(writes.len());

@@ -1,5 +1,7 @@
 //! The store against its promises: a model, crash images, a full disk, a damaged file, watchers that lag.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod faults;
 mod model;
 mod watches;
