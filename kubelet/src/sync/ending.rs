@@ -1,0 +1,47 @@
+//! The way down: containers, then sidecars from the last to the first, then the sandbox, then what the pod held on the host.
+//! Never starts anything.
+
+use jiff::Timestamp;
+
+use super::observed::{Container, Observed};
+use super::{Action, Ending, Kill, kill};
+use crate::pod::{Kind, LocalPod};
+
+pub(super) fn plan(pod: &LocalPod, observed: &Observed, ending: Ending, now: Timestamp) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let busy = &observed.busy;
+    let starting = busy.sandbox || busy.volumes || !busy.starting.is_empty();
+    if starting {
+        actions.push(Action::CancelStarts);
+    }
+    let sidecar = |c: &Container| pod.member(&c.name).is_some_and(|m| m.kind == Kind::Sidecar);
+    let alive: Vec<&Container> = observed.containers.iter().filter(|c| c.is_alive()).collect();
+    let grace = pod.grace_seconds();
+    let (sidecars, others): (Vec<&Container>, Vec<&Container>) = alive.into_iter().partition(|c| sidecar(c));
+    for container in &others {
+        kill(observed, container, grace, Kill::Stopping, now, &mut actions);
+    }
+    if others.is_empty() {
+        // The last sidecar of the spec ends first: later ones may need earlier ones.
+        let last = pod.of(&[Kind::Sidecar]).rev().find_map(|m| sidecars.iter().find(|c| c.name == m.name()));
+        if let Some(container) = last {
+            kill(observed, container, grace, Kill::Stopping, now, &mut actions);
+        }
+    }
+    if starting || !others.is_empty() || !sidecars.is_empty() {
+        return actions;
+    }
+    let ready: Vec<_> = observed.sandboxes.iter().filter(|s| s.ready).collect();
+    for sandbox in &ready {
+        actions.push(Action::StopSandbox { id: sandbox.id.clone() });
+    }
+    if !ready.is_empty() || busy.releasing {
+        return actions;
+    }
+    if !observed.released {
+        actions.push(Action::Release);
+    } else if ending == Ending::Removed {
+        actions.push(Action::Finish);
+    }
+    actions
+}
