@@ -3,4 +3,5 @@
 //! Safe wrappers, one file per noun. No policy: nothing here decides what a container gets. Oldest kernel served: 5.12
 //! (`mount_setattr`).
 
+pub mod fd_passing;
 pub mod mount;
