@@ -3,5 +3,20 @@
 //! Safe wrappers, one file per noun. No policy: nothing here decides what a container gets. Oldest kernel served: 5.12
 //! (`mount_setattr`).
 
+mod syscall;
+
+pub mod capability;
+pub mod clone;
+pub mod executable;
 pub mod fd_passing;
+pub mod idmap;
+pub mod local_socket;
 pub mod mount;
+pub mod namespace;
+pub mod pidfd;
+pub mod proc;
+pub mod process;
+pub mod rlimit;
+pub mod rooted;
+pub mod seccomp;
+pub mod terminal;
