@@ -1,1 +1,20 @@
 //! The vocabulary: one row per kind, the untyped object, quantities, selectors, status errors and merge keys.
+//!
+//! No async, no I/O, no policy: everything here is a pure function of its arguments. Time is an argument.
+//! Invariant: nothing a user wrote is dropped in silence; what is not understood is kept, or named in an error.
+
+pub mod object;
+pub mod status;
+
+pub mod row;
+
+pub mod name;
+pub mod quantity;
+pub mod selector;
+
+pub mod schema;
+
+pub use object::Object;
+pub use quantity::Quantity;
+pub use row::{Row, row, row_for_kind, rows};
+pub use status::{Cause, CauseType, Reason, Status};
