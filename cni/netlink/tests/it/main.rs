@@ -1,0 +1,4 @@
+//! Netlink against the real kernel, each test in network namespaces of its own (root).
+
+mod links;
+mod nft;
