@@ -14,6 +14,9 @@ pub mod selector;
 
 pub mod schema;
 
+pub mod merge;
+pub mod proto;
+
 pub use object::Object;
 pub use quantity::Quantity;
 pub use row::{Row, row, row_for_kind, rows};
