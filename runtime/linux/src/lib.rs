@@ -6,6 +6,7 @@
 mod syscall;
 
 pub mod capability;
+pub mod cgroup;
 pub mod clone;
 pub mod executable;
 pub mod fd_passing;

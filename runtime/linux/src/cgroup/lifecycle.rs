@@ -1,0 +1,361 @@
+//! Making, freezing, killing and removing cgroups.
+//!
+//! Waits are on kernel events (`cgroup.events`, pidfds). The two places where v1 offers no event look again after a millisecond, with a
+//! limit, and say so.
+
+use super::hierarchy::{Place, Version};
+use super::{Cgroup, Error, file};
+use crate::pidfd;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A process that does not freeze for this long sits in an uninterruptible wait.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Killed processes are gone within milliseconds; beyond this `remove` names those that stay.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How soon to look again where v1 has no event to wait for.
+const LOOK_AGAIN_MS: u8 = 1;
+/// A fork bomb that forks faster than it is killed is frozen first; this bounds the rest.
+const KILL_ROUNDS_MAX: usize = 64;
+
+/// Makes `path` in one hierarchy, ancestors included.
+pub(super) fn create(place: &Place, path: &str) -> Result<(), Error> {
+    let mut directory = place.root().to_owned();
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        if place.version() == Version::Unified {
+            enable_controllers(&directory);
+        }
+        let parent = directory.clone();
+        directory.push(part);
+        match fs::create_dir(&directory) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(Error::Create { path: directory, source }),
+        }
+        if place.has("cpuset") {
+            inherit_cpuset(&parent, &directory)?;
+        }
+    }
+    Ok(())
+}
+
+/// Offers every available controller to the children of `directory`. Best effort: where the kernel refuses one (a process sits in a
+/// cgroup that would become an inner one, EBUSY), the limit that needs it fails later and names the controller.
+fn enable_controllers(directory: &Path) {
+    let (Ok(available), Ok(enabled)) =
+        (file::read(&directory.join("cgroup.controllers")), file::read(&directory.join("cgroup.subtree_control")))
+    else {
+        return;
+    };
+    let enabled: BTreeSet<&str> = enabled.split_whitespace().collect();
+    let missing: Vec<String> =
+        available.split_whitespace().filter(|name| !enabled.contains(name)).map(|name| format!("+{name}")).collect();
+    let control = directory.join("cgroup.subtree_control");
+    if missing.is_empty() || file::write(&control, &missing.join(" ")).is_ok() {
+        return;
+    }
+    for controller in missing {
+        // One that is refused must not keep the others away.
+        let _refused = file::write(&control, &controller);
+    }
+}
+
+/// A fresh v1 cpuset is empty and takes no process; it starts as its parent.
+fn inherit_cpuset(parent: &Path, directory: &Path) -> Result<(), Error> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let path = directory.join(name);
+        if file::read(&path)?.trim().is_empty() {
+            file::write(&path, file::read(&parent.join(name))?.trim())?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn pids(directory: &Path) -> Result<Vec<i32>, Error> {
+    let text = file::read_if_present(&directory.join("cgroup.procs"))?.unwrap_or_default();
+    // 0 stands for a process outside the reader's PID namespace.
+    Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid > 0).collect())
+}
+
+pub(super) fn pids_below(directory: &Path, all: &mut BTreeSet<i32>) -> Result<(), Error> {
+    all.extend(pids(directory)?);
+    for child in children(directory)? {
+        pids_below(&child, all)?;
+    }
+    Ok(())
+}
+
+fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::Read { path: directory.to_owned(), source };
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if file::is_gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut children = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            children.push(entry.path());
+        }
+    }
+    Ok(children)
+}
+
+impl Cgroup {
+    /// Stops every process here and below, and returns when all have stopped. One that cannot stop in time thaws the rest again.
+    pub fn freeze(&self) -> Result<(), Error> {
+        let frozen = match self.freezer() {
+            Some((directory, Version::Unified)) => freeze_unified(&directory),
+            Some((directory, Version::Legacy)) => freeze_legacy(&directory),
+            None => return Err(self.no_freezer()),
+        };
+        if matches!(frozen, Err(Error::FreezeTimeout { .. })) {
+            self.thaw()?;
+        }
+        frozen
+    }
+
+    pub fn thaw(&self) -> Result<(), Error> {
+        match self.freezer() {
+            Some((directory, Version::Unified)) => file::write(&directory.join("cgroup.freeze"), "0"),
+            Some((directory, Version::Legacy)) => file::write(&directory.join("freezer.state"), "THAWED"),
+            None => Err(self.no_freezer()),
+        }
+    }
+
+    pub fn is_frozen(&self) -> Result<bool, Error> {
+        match self.freezer() {
+            Some((directory, Version::Unified)) => {
+                let events = file::read_if_present(&directory.join("cgroup.events"))?.unwrap_or_default();
+                Ok(file::keyed(&events, "frozen") == Some(1))
+            }
+            Some((directory, Version::Legacy)) => {
+                let state = file::read_if_present(&directory.join("freezer.state"))?.unwrap_or_default();
+                Ok(state.trim() == "FROZEN")
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// The v2 freezer, which tells when it is done, wherever v2 is mounted; on a hybrid host too.
+    fn freezer(&self) -> Option<(PathBuf, Version)> {
+        if let Some(directory) = self.unified_directory()
+            && directory.join("cgroup.freeze").exists()
+        {
+            return Some((directory, Version::Unified));
+        }
+        self.hierarchy()
+            .places()
+            .iter()
+            .find(|place| place.has("freezer"))
+            .map(|place| (place.join(self.path()), Version::Legacy))
+    }
+
+    fn no_freezer(&self) -> Error {
+        Error::NoController {
+            field: "freezing".to_owned(),
+            controller: "freezer".to_owned(),
+            path: self.main_directory(),
+        }
+    }
+
+    /// Sends SIGKILL to every process here and below; a cgroup that is gone or empty is success. Frozen processes die too. Returns without
+    /// waiting for them to be gone: [`Self::remove`] and [`Self::wait_empty`] do.
+    pub fn kill(&self) -> Result<(), Error> {
+        if let Some(directory) = self.unified_directory() {
+            // cgroup.kill (kernel 5.14) is atomic: no fork escapes it.
+            match file::write_if_present(&directory.join("cgroup.kill"), "1") {
+                Ok(true) if self.hierarchy().places().len() == 1 => return Ok(()),
+                Ok(_) => {}
+                Err(Error::Write { source, .. }) if file::is_gone(&source) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // v1, or processes that only v1 knows of. Frozen, nothing can fork meanwhile; without a freezer, round after round.
+        let mut left = self.pids_recursive()?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        let frozen = self.unified_kill_missing() && self.freeze().is_ok();
+        let mut killed = BTreeSet::new();
+        for _ in 0..KILL_ROUNDS_MAX {
+            for &pid in left.iter().filter(|pid| !killed.contains(*pid)) {
+                self.kill_one(pid)?;
+            }
+            killed.extend(left);
+            left = self.pids_recursive()?;
+            if left.iter().all(|pid| killed.contains(pid)) {
+                break;
+            }
+        }
+        // A frozen process dies of SIGKILL only once thawed (v1).
+        if frozen || self.is_frozen()? { self.thaw() } else { Ok(()) }
+    }
+
+    fn unified_kill_missing(&self) -> bool {
+        self.unified_directory().is_none_or(|directory| !directory.join("cgroup.kill").exists())
+    }
+
+    fn kill_one(&self, pid: i32) -> Result<(), Error> {
+        match pidfd::open(pid).and_then(|process| pidfd::send_signal(&process, libc::SIGKILL)) {
+            // EINVAL: an exited thread group leader on old kernels.
+            Ok(()) | Err(Errno::ESRCH | Errno::EINVAL) => Ok(()),
+            Err(source) => Err(Error::Kill { path: self.main_directory(), pid, source }),
+        }
+    }
+
+    /// Waits until no process is here or below; false after the timeout.
+    pub fn wait_empty(&self, timeout: Duration) -> Result<bool, Error> {
+        let deadline = Instant::now() + timeout;
+        for place in self.hierarchy().places() {
+            if !wait_empty(&place.join(self.path()), place.version(), deadline)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes the cgroup with everything below it, in every hierarchy. Gone is success. Processes that are dying are waited for; it
+    /// does not kill. [`Error::Busy`] names those that stay.
+    pub fn remove(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + REMOVE_TIMEOUT;
+        let mut first = None;
+        for place in self.hierarchy().places() {
+            // One hierarchy that fails must not keep the others from being cleaned.
+            if let Err(error) = self.remove_from(place, deadline) {
+                first.get_or_insert(error);
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    fn remove_from(&self, place: &Place, deadline: Instant) -> Result<(), Error> {
+        let directory = place.join(self.path());
+        loop {
+            match remove_tree(&directory) {
+                Ok(()) => return Ok(()),
+                Err(Error::Remove { source, .. }) if source.raw_os_error() == Some(Errno::EBUSY as i32) => {}
+                Err(error) => return Err(error),
+            }
+            if !wait_empty(&directory, place.version(), deadline)? {
+                let pids = self.pids_recursive()?;
+                return Err(Error::Busy { path: directory, pids, timeout: REMOVE_TIMEOUT });
+            }
+        }
+    }
+}
+
+fn remove_tree(directory: &Path) -> Result<(), Error> {
+    // Most cgroups have no children: one call is enough.
+    match fs::remove_dir(directory) {
+        Ok(()) => return Ok(()),
+        Err(error) if file::is_gone(&error) => return Ok(()),
+        Err(_) => {}
+    }
+    for child in children(directory)? {
+        remove_tree(&child)?;
+    }
+    match fs::remove_dir(directory) {
+        Ok(()) => Ok(()),
+        Err(error) if file::is_gone(&error) => Ok(()),
+        Err(source) => Err(Error::Remove { path: directory.to_owned(), source }),
+    }
+}
+
+/// Waits for `key` in `cgroup.events` to be `value`; the kernel marks each change with POLLPRI. A cgroup that is gone counts as there.
+fn wait_event(directory: &Path, key: &str, value: u64, deadline: Instant) -> Result<bool, Error> {
+    let path = directory.join("cgroup.events");
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if file::is_gone(&error) => return Ok(true),
+        Err(source) => return Err(Error::Read { path, source }),
+    };
+    loop {
+        let mut text = String::new();
+        // Reading takes note of the present generation; a change after it makes the poll return.
+        match file.rewind().and_then(|()| file.read_to_string(&mut text)) {
+            Ok(_) => {}
+            Err(error) if file::is_gone(&error) => return Ok(true),
+            Err(source) => return Err(Error::Read { path, source }),
+        }
+        if file::keyed(&text, key) == Some(value) {
+            return Ok(true);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        let mut descriptors = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+        match poll(&mut descriptors, timeout(left)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(source) => return Err(Error::Wait { path, source }),
+        }
+    }
+}
+
+fn timeout(left: Duration) -> PollTimeout {
+    PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+}
+
+fn wait_empty(directory: &Path, version: Version, deadline: Instant) -> Result<bool, Error> {
+    if version == Version::Unified {
+        if !wait_event(directory, "populated", 0, deadline)? {
+            return Ok(false);
+        }
+        // Not populated and still busy: the last task is between its exit and its release. No event tells of that.
+        look_again();
+        return Ok(true);
+    }
+    let mut present = BTreeSet::new();
+    pids_below(directory, &mut present)?;
+    for pid in &present {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match pidfd::open(*pid) {
+            Ok(process) => {
+                let failed = |source| Error::Wait { path: directory.to_owned(), source };
+                if !pidfd::wait_ended(&process, timeout(left)).map_err(failed)? {
+                    return Ok(false);
+                }
+            }
+            Err(_) => look_again(),
+        }
+    }
+    if present.is_empty() {
+        look_again();
+    }
+    Ok(Instant::now() < deadline)
+}
+
+/// For the instants of v1 that no event marks.
+fn look_again() {
+    let _timed_out = poll(&mut [], PollTimeout::from(LOOK_AGAIN_MS));
+}
+
+fn freeze_unified(directory: &Path) -> Result<(), Error> {
+    file::write(&directory.join("cgroup.freeze"), "1")?;
+    if wait_event(directory, "frozen", 1, Instant::now() + FREEZE_TIMEOUT)? {
+        return Ok(());
+    }
+    Err(Error::FreezeTimeout { path: directory.to_owned(), timeout: FREEZE_TIMEOUT })
+}
+
+fn freeze_legacy(directory: &Path) -> Result<(), Error> {
+    let deadline = Instant::now() + FREEZE_TIMEOUT;
+    let path = directory.join("freezer.state");
+    while Instant::now() < deadline {
+        // Written each time: a process forked meanwhile is caught by the next write; freezer-subsystem.txt.
+        file::write(&path, "FROZEN")?;
+        if file::read(&path)?.trim() == "FROZEN" {
+            return Ok(());
+        }
+        look_again();
+    }
+    Err(Error::FreezeTimeout { path: directory.to_owned(), timeout: FREEZE_TIMEOUT })
+}

@@ -1,0 +1,239 @@
+//! From OCI `linux.resources` to a list of writes, and their execution. Planning looks only at which controller has which version.
+
+use super::hierarchy::{Hierarchy, Version};
+use super::{Cgroup, Error, device, device_filter, file, legacy, unified};
+use oci_spec::runtime::{LinuxResources, LinuxThrottleDevice};
+use std::fmt;
+
+/// Something asked for that this host cannot do and a container can go without.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ignored {
+    /// By its path in the OCI configuration, e.g. `memory.swappiness`.
+    pub field: String,
+    pub why: String,
+}
+
+impl fmt::Display for Ignored {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} has no effect: {}", self.field, self.why)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    /// A file that must be there. The alternatives are tried in turn until one exists.
+    Write {
+        controller: &'static str,
+        field: &'static str,
+        alternatives: Vec<(String, String)>,
+    },
+    /// A file that may be missing; then the reason is told.
+    Optional {
+        controller: &'static str,
+        field: &'static str,
+        file: String,
+        value: String,
+        why: &'static str,
+    },
+    /// Files that depend on each other: written in this order, and where the kernel says EINVAL, once more in reverse.
+    Pair {
+        controller: &'static str,
+        field: &'static str,
+        first: (String, String),
+        second: (String, String),
+    },
+    /// The OCI device list.
+    Devices(Vec<device::Rule>),
+    Ignore(Ignored),
+}
+
+impl Step {
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and literals are passed as they are")]
+    pub(super) fn write(controller: &'static str, field: &'static str, file: &str, value: impl ToString) -> Self {
+        Self::Write { controller, field, alternatives: vec![(file.to_owned(), value.to_string())] }
+    }
+
+    pub(super) fn ignore(field: &str, why: &str) -> Self {
+        Self::Ignore(Ignored { field: field.to_owned(), why: why.to_owned() })
+    }
+}
+
+pub(super) fn plan(hierarchy: &Hierarchy, resources: &LinuxResources) -> Result<Vec<Step>, Error> {
+    let is_unified = |controller: &str| matches!(hierarchy.locate(controller), Some((_, Version::Unified)));
+    let mut steps = Vec::new();
+    if let Some(memory) = resources.memory() {
+        let plan = if is_unified("memory") { unified::memory } else { legacy::memory };
+        plan(memory, &mut steps)?;
+    }
+    if let Some(cpu) = resources.cpu() {
+        let plan = if is_unified("cpu") { unified::cpu } else { legacy::cpu };
+        plan(cpu, &mut steps)?;
+        // The files of cpuset have the same names in both versions.
+        for (field, name, value) in [("cpu.cpus", "cpuset.cpus", cpu.cpus()), ("cpu.mems", "cpuset.mems", cpu.mems())] {
+            if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
+                steps.push(Step::write("cpuset", field, name, value));
+            }
+        }
+    }
+    if let Some(pids) = resources.pids() {
+        match pids.limit() {
+            0 => {}
+            limit if limit < 0 => steps.push(Step::write("pids", "pids.limit", "pids.max", "max")),
+            limit => steps.push(Step::write("pids", "pids.limit", "pids.max", limit)),
+        }
+    }
+    if let Some(io) = resources.block_io() {
+        // v1 calls the controller blkio, v2 io.
+        let plan = if is_unified("blkio") { unified::io } else { legacy::io };
+        plan(io, &mut steps)?;
+    }
+    let hugetlb_unified = is_unified("hugetlb");
+    for limit in resources.hugepage_limits().iter().flatten() {
+        hugetlb(limit.page_size(), limit.limit(), hugetlb_unified, &mut steps)?;
+    }
+    for (device, limits) in resources.rdma().iter().flatten() {
+        let mut value = device.clone();
+        for (key, limit) in [("hca_handle", limits.hca_handles()), ("hca_object", limits.hca_objects())] {
+            if let Some(limit) = limit {
+                value.push_str(&format!(" {key}={limit}"));
+            }
+        }
+        steps.push(Step::write("rdma", "rdma", "rdma.max", value));
+    }
+    if let Some(network) = resources.network() {
+        legacy::network(hierarchy, network, &mut steps);
+    }
+    if let Some(rules) = resources.devices().as_ref().filter(|rules| !rules.is_empty()) {
+        steps.push(Step::Devices(device::parse(rules)?));
+    }
+    unified_keys(hierarchy, resources, &mut steps)?;
+    Ok(steps)
+}
+
+fn hugetlb(size: &str, limit: i64, unified: bool, steps: &mut Vec<Step>) -> Result<(), Error> {
+    if !size.ends_with(['B']) || size.contains('/') {
+        let problem = format!("page size {size:?} is not written as 2MB or 1GB");
+        return Err(Error::Value { field: "hugepageLimits".into(), problem });
+    }
+    let (name, reserved) = if unified { ("max", "rsvd.max") } else { ("limit_in_bytes", "rsvd.limit_in_bytes") };
+    let value = if limit < 0 { if unified { "max".to_owned() } else { "-1".to_owned() } } else { limit.to_string() };
+    let file = format!("hugetlb.{size}.{name}");
+    if limit == 0 {
+        // The kubelet sends 0 for every page size of every pod; where there are no huge pages the wish is met already.
+        let why = "this host has no huge pages of that size";
+        steps.push(Step::Optional { controller: "hugetlb", field: "hugepageLimits", file, value: value.clone(), why });
+    } else {
+        steps.push(Step::write("hugetlb", "hugepageLimits", &file, &value));
+    }
+    let file = format!("hugetlb.{size}.{reserved}");
+    let why = "reservations are limited since kernel 5.7";
+    steps.push(Step::Optional { controller: "hugetlb", field: "hugepageLimits", file, value, why });
+    Ok(())
+}
+
+fn unified_keys(hierarchy: &Hierarchy, resources: &LinuxResources, steps: &mut Vec<Step>) -> Result<(), Error> {
+    let mut keys: Vec<_> = resources.unified().iter().flatten().collect();
+    keys.sort();
+    for (key, value) in keys {
+        let wrong = |problem: &str| Err(Error::Value { field: format!("unified.{key}"), problem: problem.to_owned() });
+        if key.contains('/') || !key.contains('.') || key.starts_with("cgroup.") {
+            return wrong("must be the name of a controller's file");
+        }
+        if hierarchy.unified_root().is_none() {
+            return wrong("this host has no cgroup v2");
+        }
+        for line in value.lines() {
+            steps.push(Step::write("unified", "unified", key, line));
+        }
+    }
+    Ok(())
+}
+
+/// `maj:min value` for each throttled device, ready for either version.
+pub(super) fn throttle(devices: Option<&Vec<LinuxThrottleDevice>>) -> impl Iterator<Item = (String, u64)> + '_ {
+    devices.into_iter().flatten().map(|device| (format!("{}:{}", device.major(), device.minor()), device.rate()))
+}
+
+/// OCI `memory.checkBeforeUpdate`: refuse a limit below what is in use now, which would end in an OOM kill.
+pub(super) fn check_before_update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), Error> {
+    let Some(memory) = resources.memory() else { return Ok(()) };
+    let limit = match (memory.check_before_update(), memory.limit()) {
+        (Some(true), Some(limit)) if limit > 0 => limit.unsigned_abs(),
+        _ => return Ok(()),
+    };
+    let used = cgroup.stats()?.memory.usage_bytes;
+    if limit < used {
+        let problem = format!("{limit} bytes is less than the {used} bytes in use (memory.checkBeforeUpdate)");
+        return Err(Error::Value { field: "memory.limit".into(), problem });
+    }
+    Ok(())
+}
+
+pub(super) fn execute(cgroup: &Cgroup, step: &Step, ignored: &mut Vec<Ignored>) -> Result<(), Error> {
+    let directory = |controller: &str, field: &str| match cgroup.directory_of(controller) {
+        Some(directory) => Ok(directory),
+        None => Err(Error::NoController {
+            field: field.to_owned(),
+            controller: controller.to_owned(),
+            path: cgroup.main_directory(),
+        }),
+    };
+    match step {
+        Step::Ignore(what) => ignored.push(what.clone()),
+        Step::Write { controller, field, alternatives } => {
+            let directory = match *controller {
+                "unified" => cgroup.main_directory(),
+                controller => directory(controller, field)?,
+            };
+            for (name, value) in alternatives {
+                if file::write_if_present(&directory.join(name), value)? {
+                    return Ok(());
+                }
+            }
+            if *controller == "unified" {
+                let field = alternatives.iter().map(|(name, _)| format!("unified.{name}")).collect();
+                let problem = format!("{} has no such file", directory.display());
+                return Err(Error::Value { field, problem });
+            }
+            return Err(Error::NoController {
+                field: (*field).to_owned(),
+                controller: (*controller).to_owned(),
+                path: directory,
+            });
+        }
+        Step::Optional { controller, field, file: name, value, why } => {
+            let written = match cgroup.directory_of(controller) {
+                Some(directory) => file::write_if_present(&directory.join(name), value)?,
+                None => false,
+            };
+            if !written {
+                ignored.push(Ignored { field: (*field).to_owned(), why: (*why).to_owned() });
+            }
+        }
+        Step::Pair { controller, field, first, second } => {
+            let directory = directory(controller, field)?;
+            let write = |(name, value): &(String, String)| file::write(&directory.join(name), value);
+            match write(first) {
+                Ok(()) => write(second)?,
+                // The kernel refuses a limit that contradicts its partner's present value: change the partner first.
+                Err(Error::Write { source, .. }) if is_contradiction(&source) => {
+                    write(second)?;
+                    write(first)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Step::Devices(rules) => match cgroup.hierarchy.locate("devices") {
+            Some((place, Version::Legacy)) => device::apply_legacy(&place.join(&cgroup.path), rules)?,
+            Some((place, Version::Unified)) => device_filter::apply(&place.join(&cgroup.path), rules)?,
+            None => {
+                directory("devices", "devices")?;
+            }
+        },
+    }
+    Ok(())
+}
+
+fn is_contradiction(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBUSY))
+}
