@@ -96,6 +96,8 @@ pub struct FoundElement {
     pub value: Vec<u8>,
     /// Chain a verdict goes to.
     pub chain: Option<String>,
+    /// The remark it was made with.
+    pub comment: Option<String>,
 }
 
 /// A socket to nf_tables in one namespace.
@@ -210,6 +212,7 @@ impl Nftables {
 fn read_element(item: &[u8]) -> Option<FoundElement> {
     const KEY: u16 = 1;
     const DATA: u16 = 2;
+    const USERDATA: u16 = 6;
     const DATA_VALUE: u16 = 1;
     const DATA_VERDICT: u16 = 2;
     const VERDICT_CHAIN: u16 = 2;
@@ -219,5 +222,6 @@ fn read_element(item: &[u8]) -> Option<FoundElement> {
     let chain = attributes::find(data, DATA_VERDICT)
         .and_then(|verdict| attributes::find(verdict, VERDICT_CHAIN))
         .map(read_text);
-    Some(FoundElement { key, value, chain })
+    let comment = attributes::find(item, USERDATA).and_then(transaction::note_to_comment);
+    Some(FoundElement { key, value, chain, comment })
 }

@@ -114,6 +114,16 @@ pub struct Element {
     pub key: Vec<u8>,
     /// What it maps to.
     pub value: Value,
+    /// A remark of at most 120 characters, kept with the element and read back with it.
+    pub comment: Option<String>,
+}
+
+impl Element {
+    /// An element without a remark.
+    #[must_use]
+    pub fn new(key: Vec<u8>, value: Value) -> Self {
+        Self { key, value, comment: None }
+    }
 }
 
 /// Steps that happen together.
@@ -329,13 +339,31 @@ fn encode_element(list: &mut Attributes, element: &Element) {
     const ITEM: u16 = 1;
     const KEY: u16 = 1;
     const DATA: u16 = 2;
+    const USERDATA: u16 = 6;
     const DATA_VALUE: u16 = 1;
     list.nest(ITEM, |item| {
         item.nest(KEY, |key| key.put(DATA_VALUE, &element.key));
+        if let Some(comment) = &element.comment {
+            item.put(USERDATA, &comment_to_note(comment));
+        }
         match &element.value {
             Value::Nothing => item,
             Value::Bytes(bytes) => item.nest(DATA, |data| data.put(DATA_VALUE, bytes)),
             Value::Verdict(verdict) => item.nest(DATA, |data| verdict.encode(data)),
         }
     });
+}
+
+/// The note `nft` shows as a comment: type 0, length, text with NUL.
+fn comment_to_note(comment: &str) -> Vec<u8> {
+    let text = comment.as_bytes();
+    let text = &text[..text.len().min(120)];
+    let length = u8::try_from(text.len() + 1).expect("cut to 120 above");
+    [&[0, length], text, &[0]].concat()
+}
+
+/// The remark in a note, if it is one.
+pub(super) fn note_to_comment(note: &[u8]) -> Option<String> {
+    let (head, text) = note.split_at_checked(2)?;
+    (head[0] == 0).then(|| crate::attributes::read_text(text))
 }

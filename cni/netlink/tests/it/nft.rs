@@ -63,10 +63,10 @@ fn chains_and_elements_read_back_what_was_written() {
     let mut nft = Nftables::open_in(&space).unwrap();
     nft.apply(layout()).unwrap();
     let mut elements = Transaction::new(Family::Inet);
-    let services =
-        (0..5000).map(|number| Element { key: key(number), value: Value::Verdict(Verdict::Goto("one".into())) });
+    let services = (0..5000).map(|number| Element::new(key(number), Value::Verdict(Verdict::Goto("one".into()))));
     elements.add_elements("t", "services", services);
-    let endpoint = Element { key: key(1), value: Value::Bytes(vec![10, 0, 0, 1, 0, 80, 0, 0]) };
+    let endpoint =
+        Element { comment: Some("mine".into()), ..Element::new(key(1), Value::Bytes(vec![10, 0, 0, 1, 0, 80, 0, 0])) };
     elements.add_elements("t", "endpoints", [endpoint]);
     nft.apply(elements).unwrap();
     let chain = nft.chain(Family::Inet, "t", "pre").unwrap().unwrap();
@@ -76,6 +76,7 @@ fn chains_and_elements_read_back_what_was_written() {
     assert_eq!(found[0].chain.as_deref(), Some("one"));
     let found = nft.elements(Family::Inet, "t", "endpoints").unwrap();
     assert_eq!((&found[0].key, &found[0].value), (&key(1), &vec![10, 0, 0, 1, 0, 80, 0, 0]));
+    assert_eq!(found[0].comment.as_deref(), Some("mine"));
     assert_eq!(nft.tables(Family::Inet).unwrap(), ["t"]);
 
     let mut remove = Transaction::new(Family::Inet);
@@ -98,7 +99,7 @@ fn a_refused_transaction_changes_nothing_and_names_the_step() {
     assert!(error.to_string().contains("add a rule to chain nowhere"), "{error}");
     assert!(nft.tables(Family::Inet).unwrap().is_empty());
     nft.apply(layout()).unwrap();
-    let missing = Element { key: key(9), value: Value::Nothing };
+    let missing = Element::new(key(9), Value::Nothing);
     let mut delete = Transaction::new(Family::Inet);
     delete.delete_elements("t", "services", [missing]);
     assert_eq!(nft.apply(delete).unwrap_err().errno(), Some(libc::ENOENT));

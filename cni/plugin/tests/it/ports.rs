@@ -1,0 +1,68 @@
+//! Host ports.
+
+use std::net::Ipv4Addr;
+
+use cni_netlink::nft::{Family, Nftables};
+use cni_spec::Attachment;
+use serde_json::{Map, Value, json};
+
+use crate::host::{HOST_OUTSIDE, Host, ask_tcp, ask_udp, serve_tcp, serve_udp};
+
+fn mappings(list: &Value) -> Map<String, Value> {
+    json!({ "portMappings": list }).as_object().unwrap().clone()
+}
+
+#[test]
+fn host_ports_lead_to_the_container_from_everywhere() {
+    let host = Host::new();
+    let list = host.list("1.0.0");
+    let wanted = json!([
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 5353, "containerPort": 53, "protocol": "udp"},
+        {"hostPort": 9090, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"},
+    ]);
+    let pod = host.pod_with("p", mappings(&wanted));
+    let result = host.add(&list, &pod).unwrap();
+    serve_tcp(&pod.namespace, 80);
+    serve_udp(&pod.namespace, 53);
+    let node = HOST_OUTSIDE.into();
+    assert_eq!(ask_tcp(&host.outside, (node, 8080)).unwrap(), "192.0.2.2", "the client's own address");
+    assert_eq!(ask_udp(&host.outside, (node, 5353)).unwrap(), "192.0.2.2");
+    assert_eq!(ask_tcp(&host.outside, (node, 9090)).unwrap(), "192.0.2.2");
+    ask_tcp(&host.namespace, (node, 8080)).unwrap();
+    assert_eq!(ask_tcp(&host.namespace, (Ipv4Addr::LOCALHOST.into(), 8080)).unwrap(), "10.42.0.1");
+    ask_tcp(&host.namespace, (Ipv4Addr::LOCALHOST.into(), 9090)).unwrap_err();
+    assert_eq!(ask_tcp(&pod.namespace, (node, 8080)).unwrap(), "10.42.0.1", "hairpin");
+    let other = host.pod("q");
+    host.add(&list, &other).unwrap();
+    assert_eq!(ask_tcp(&other.namespace, (node, 8080)).unwrap(), "10.42.0.3");
+    host.check(&list, &pod, &result).unwrap();
+
+    let thief = host.pod_with("thief", mappings(&json!([{"hostPort": 8080, "containerPort": 1, "protocol": "tcp"}])));
+    let error = format!("{:?}", host.add(&list, &thief).unwrap_err());
+    assert!(error.contains("host port 8080 belongs to container p eth0"), "{error}");
+    host.del(&list, &thief, None);
+    ask_tcp(&host.outside, (node, 8080)).unwrap();
+
+    host.del(&list, &pod, None);
+    ask_tcp(&host.outside, (node, 8080)).unwrap_err();
+    let mut nft = Nftables::open_in(&host.namespace).unwrap();
+    for set in ["ports", "ports-at", "ports-hairpin"] {
+        assert!(nft.elements(Family::Inet, "sampan-cni", set).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn gc_frees_host_ports() {
+    let host = Host::new();
+    let list = host.list("1.1.0");
+    let port = |number: u16| mappings(&json!([{"hostPort": number, "containerPort": 80, "protocol": "tcp"}]));
+    let (kept, lost) = (host.pod_with("kept", port(81)), host.pod_with("lost", port(82)));
+    host.add(&list, &kept).unwrap();
+    host.add(&list, &lost).unwrap();
+    host.gc(&list, &[Attachment { container_id: "kept".into(), if_name: "eth0".into() }]);
+    let mut nft = Nftables::open_in(&host.namespace).unwrap();
+    let found = nft.elements(Family::Inet, "sampan-cni", "ports").unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].comment.as_deref(), Some("kept eth0"));
+}
