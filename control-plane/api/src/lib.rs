@@ -14,6 +14,13 @@ pub mod selector;
 
 pub mod schema;
 
+pub mod convert;
+pub mod defaults;
+pub mod fields;
+pub mod qos;
+pub mod scale;
+pub mod strategy;
+
 pub mod merge;
 pub mod proto;
 

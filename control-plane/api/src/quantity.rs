@@ -21,7 +21,7 @@ pub enum Format {
 }
 
 /// An amount of something: cores, bytes, pods.
-#[derive(Clone, Copy, Debug, Hash)]
+#[derive(Clone, Copy, Debug)]
 pub struct Quantity {
     nano: i128,
     format: Format,
