@@ -3,6 +3,8 @@
 //! No async, no I/O, no policy: everything here is a pure function of its arguments. Time is an argument.
 //! Invariant: nothing a user wrote is dropped in silence; what is not understood is kept, or named in an error.
 
+#![cfg_attr(test, allow(clippy::needless_pass_by_value, reason = "tests pass literals"))]
+
 pub mod object;
 pub mod status;
 
@@ -17,6 +19,7 @@ pub mod schema;
 pub mod convert;
 pub mod defaults;
 pub mod fields;
+pub mod print;
 pub mod qos;
 pub mod scale;
 pub mod strategy;
