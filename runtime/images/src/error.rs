@@ -82,6 +82,10 @@ pub enum Error {
     NoSnapshot { key: String },
     #[error("a layer of {image} is missing from {}; pull the image again", dir.display())]
     LayerMissing { image: Digest, dir: PathBuf },
+    #[error(
+        "the archive of layer {layer} of {image} is not kept here, so the image cannot be sent on; pull it again into a store that keeps archives"
+    )]
+    ArchiveGone { image: String, layer: Digest },
     #[error("{} is used by another process; stop it, or choose another directory", dir.display())]
     Locked { dir: PathBuf },
     #[error(transparent)]
@@ -111,7 +115,7 @@ impl Error {
             Self::NoPlatform { .. } | Self::NotAnImage { .. } => Kind::Platform,
             Self::Layer { source, .. } => source.kind(),
             Self::NoSpace { .. } => Kind::NoSpace,
-            Self::NoImage { .. } | Self::NoSnapshot { .. } => Kind::NotFound,
+            Self::NoImage { .. } | Self::NoSnapshot { .. } | Self::ArchiveGone { .. } => Kind::NotFound,
             Self::SnapshotTaken { .. } | Self::Locked { .. } => Kind::InUse,
             Self::Archive(source) => source.kind(),
             Self::Cancelled => Kind::Cancelled,

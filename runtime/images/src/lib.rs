@@ -6,10 +6,9 @@
 //! names, so that many fit the mount option limit), `layers/` their records, `s/<n>/{fs,work}` writable snapshots,
 //! `snapshots/` their records, `images.json` what the images are called, `tmp/` what a crash may leave and `open` removes.
 
-#![allow(dead_code, reason = "the door is landed before the room behind it")]
-
 mod archive;
 mod auth;
+mod content;
 mod digest;
 mod error;
 mod layer;

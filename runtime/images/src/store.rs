@@ -3,6 +3,8 @@
 
 mod garbage;
 mod image;
+mod layers;
+mod locks;
 mod open;
 mod snapshot;
 
@@ -14,17 +16,22 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::fcntl::Flock;
 use oci_spec::image::ImageConfiguration;
+use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::platform::Platform;
+use crate::pull::Pulls;
+use crate::registry::Transports;
 
 pub use runtime_linux::mount::Overlay;
 
 pub use garbage::Collected;
-#[allow(unused_imports, reason = "the door is landed before the room behind it")]
 pub(crate) use garbage::Lease;
 pub(crate) use image::{ImageRecord, LayerRecord};
+pub(crate) use layers::{Aside, Blob};
+pub(crate) use locks::Guard;
+use locks::Locks;
 use snapshot::SnapshotRecord;
 pub use snapshot::{FsUsage, Usage};
 
@@ -100,6 +107,11 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) paths: Paths,
     state: Mutex<State>,
+    pub(crate) transports: Transports,
+    /// One at a time unpacks a layer (by chain id) or fetches a blob (by digest).
+    pub(crate) locks: Locks,
+    pub(crate) layer_slots: Arc<Semaphore>,
+    pub(crate) pulls: Mutex<Pulls>,
     next_name: AtomicU64,
     next_lease: AtomicU64,
     /// Held until the last clone is gone; the kernel lets go of it when the process dies.
@@ -110,7 +122,7 @@ pub(crate) struct Inner {
 pub(crate) struct State {
     pub(crate) images: BTreeMap<Digest, Entry>,
     /// By chain id.
-    pub(crate) layers: HashMap<Digest, LayerRecord>,
+    pub(crate) layers: HashMap<Digest, Layer>,
     /// By key.
     snapshots: BTreeMap<String, SnapshotRecord>,
     /// What pulls and imports under way rely on, by lease.
@@ -120,6 +132,12 @@ pub(crate) struct State {
 pub(crate) struct Entry {
     pub(crate) record: ImageRecord,
     pub(crate) config: Arc<ImageConfiguration>,
+}
+
+pub(crate) struct Layer {
+    pub(crate) record: LayerRecord,
+    /// Whether the record is on disk; it goes there only after the layer's files have.
+    pub(crate) saved: bool,
 }
 
 pub(crate) struct Paths {

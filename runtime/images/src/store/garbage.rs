@@ -59,7 +59,7 @@ impl State {
         for snapshot in self.snapshots.values() {
             let mut next = snapshot.top.clone();
             while let Some(chain_id) = next {
-                next = self.layers.get(&chain_id).and_then(|layer| layer.parent.clone());
+                next = self.layers.get(&chain_id).and_then(|layer| layer.record.parent.clone());
                 used.insert(chain_id);
             }
         }
@@ -92,7 +92,7 @@ impl Inner {
             let used = state.used_layers();
             let unused: Vec<Digest> = state.layers.keys().filter(|id| !used.contains(id)).cloned().collect();
             for chain_id in unused {
-                let Some(layer) = state.layers.get(&chain_id).cloned() else { continue };
+                let Some(layer) = state.layers.get(&chain_id).map(|layer| layer.record.clone()) else { continue };
                 // The record goes first: a directory without a record is swept at the next start.
                 let record = self.layer_record_path(&chain_id);
                 remove_tree(&record)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, Image, Images, Inner, State};
+use super::{Entry, Image, Images, Inner, Lease, State};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::record;
@@ -209,6 +209,24 @@ impl Inner {
             state.images = before.into_iter().map(|entry| (entry.record.id.clone(), entry)).collect();
         }
         result
+    }
+
+    /// An image whose blobs are all here. The lease keeps them.
+    pub(crate) fn exportable(&self, name: &str, lease: &Lease) -> Result<ImageRecord, Error> {
+        let record = {
+            let state = self.state();
+            state
+                .find(name)
+                .map(|entry| entry.record.clone())
+                .ok_or_else(|| Error::NoImage { name: name.to_owned() })?
+        };
+        lease.add(record.layers.iter().chain([&record.id, &record.manifest]).cloned());
+        for digest in &record.layers {
+            if !self.paths.blob(digest).exists() {
+                return Err(Error::ArchiveGone { image: name.to_owned(), layer: digest.clone() });
+            }
+        }
+        Ok(record)
     }
 
     /// Adds an image, or what is new about one that is here, under the names it was asked for.

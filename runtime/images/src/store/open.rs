@@ -10,17 +10,24 @@ use std::sync::{Arc, Mutex};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
 use super::image::ImagesRecord;
+use super::locks::Locks;
 use super::snapshot::EMPTY_LAYER;
-use super::{Config, Entry, Images, Inner, LayerRecord, Paths, SnapshotRecord, State, remove_tree};
+use super::{Config, Entry, Images, Inner, Layer, LayerRecord, Paths, SnapshotRecord, State, remove_tree};
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::registry::Transports;
 use crate::{manifest, record};
 
 impl Images {
     /// Opens or creates the store at `config.dir`. Fails with `Locked` while another process has it open.
     pub fn open(config: Config) -> Result<Self, Error> {
+        // What is handed out to mount must mean the same from any working directory.
+        let dir = std::path::absolute(&config.dir).map_err(|source| Error::io("find", &config.dir, source))?;
+        let config = Config { dir, ..config };
+        let slots = config.layers_in_flight_max.max(1);
         let paths = Paths { dir: config.dir.clone() };
         // 0711: a container in a user namespace must be able to pass through to its layers.
         for dir in [&config.dir, &paths.layer_dirs(), &paths.snapshot_dirs()] {
@@ -47,6 +54,10 @@ impl Images {
                 config,
                 paths,
                 state: Mutex::new(state),
+                transports: Transports::default(),
+                locks: Locks::default(),
+                layer_slots: Arc::new(Semaphore::new(slots)),
+                pulls: Mutex::default(),
                 next_name: AtomicU64::new(highest + 1),
                 next_lease: AtomicU64::new(0),
                 _lock: lock,
@@ -81,7 +92,7 @@ fn load(paths: &Paths) -> Result<(State, u64), Error> {
     layer_dirs.iter().for_each(|name| saw(name));
     for (path, layer) in records::<LayerRecord>(&paths.layer_records())? {
         if layer_dirs.contains(&layer.name) {
-            state.layers.insert(layer.chain_id.clone(), layer);
+            state.layers.insert(layer.chain_id.clone(), Layer { record: layer, saved: true });
         } else {
             // Whoever removed the directory wanted it gone; the next pull unpacks it again.
             tracing::warn!(layer = %layer.chain_id, "the directory of a layer is gone");
@@ -94,7 +105,7 @@ fn load(paths: &Paths) -> Result<(State, u64), Error> {
         state.snapshots.insert(snapshot.key.clone(), snapshot);
     }
     // A directory without a record was being made or removed when the last process died.
-    let recorded: HashSet<&String> = state.layers.values().map(|layer| &layer.name).collect();
+    let recorded: HashSet<&String> = state.layers.values().map(|layer| &layer.record.name).collect();
     for name in layer_dirs.iter().filter(|name| !recorded.contains(name)) {
         remove_tree(&paths.layer_dirs().join(name))?;
     }

@@ -89,8 +89,8 @@ impl Images {
         let state = self.inner.state();
         let mut used = Usage::default();
         for layer in state.layers.values() {
-            used.bytes += layer.bytes;
-            used.inodes += layer.inodes;
+            used.bytes += layer.record.bytes;
+            used.inodes += layer.record.inodes;
         }
         for entry in state.images.values() {
             used.bytes += if self.inner.config.discard_layer_archives { 0 } else { entry.record.size_bytes };
@@ -165,7 +165,7 @@ impl Inner {
         let mut next = record.top.as_ref();
         while let Some(chain_id) = next {
             let missing = || Error::LayerMissing { image: record.image.clone(), dir: self.config.dir.clone() };
-            let layer = state.layers.get(chain_id).ok_or_else(missing)?;
+            let layer = &state.layers.get(chain_id).ok_or_else(missing)?.record;
             lower.push(layers.join(&layer.name));
             next = layer.parent.as_ref();
         }
