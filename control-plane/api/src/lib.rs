@@ -19,6 +19,7 @@ pub mod schema;
 pub mod convert;
 pub mod defaults;
 pub mod fields;
+pub mod openapi;
 pub mod print;
 pub mod qos;
 pub mod scale;

@@ -126,8 +126,11 @@ pub fn table<'a>(
     now: Timestamp,
 ) -> Value {
     let rows: Vec<Value> = objects.into_iter().map(|object| table_row(row, object, include, now)).collect();
-    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
-        "columnDefinitions": column_definitions(row), "rows": rows})
+    let mut table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {},
+        "columnDefinitions": column_definitions(row), "rows": []});
+    table["metadata"] = Value::Object(metadata);
+    table["rows"] = Value::Array(rows);
+    table
 }
 
 fn name(object: &Object) -> Value {

@@ -102,7 +102,7 @@ pub(super) fn put_varint_field(out: &mut Vec<u8>, number: u32, value: u64) {
     put_varint(out, value);
 }
 
-pub(super) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     put_varint(out, u64::from(number) << 3 | u64::from(BYTES));
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
