@@ -1,0 +1,68 @@
+//! ExecSync: one command, its output in the reply. What probes use.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime_cri_api::v1::{ExecSyncRequest, ExecSyncResponse};
+use tokio::io::AsyncReadExt;
+
+use crate::node::Node;
+use crate::status::Error;
+use crate::streaming::process::{self, Command, Running, Source, Wanted};
+
+/// Of each stream; what is beyond is read and dropped. Kubelets take 16 MiB per message.
+const OUTPUT_BYTES_MAX: usize = 7 << 20;
+
+/// After the command's end, how long what it left running may hold its output open.
+const LINGER: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(node: Arc<Node>, request: ExecSyncRequest) -> Result<ExecSyncResponse, Error> {
+    let container = node.container(&request.container_id)?;
+    super::must_run(&container, "run a command in")?;
+    if request.cmd.is_empty() {
+        return Err(Error::invalid("cmd", "is empty"));
+    }
+    let wanted = Wanted { stdin: false, stdout: true, stderr: true, terminal: false };
+    let Running { stdout, stderr, exit, .. } =
+        process::start(&container, Command { args: request.cmd, wanted }).await?;
+    let Some(mut exit) = exit else { return Err(Error::Panicked) };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let code = {
+        let output = async { tokio::join!(collect(stdout, &mut out), collect(stderr, &mut err)) };
+        tokio::pin!(output);
+        let ended = async {
+            let mut drained = false;
+            let record = loop {
+                tokio::select! {
+                    _ = &mut output, if !drained => drained = true,
+                    record = exit.wait() => break record,
+                }
+            };
+            if !drained {
+                let _ = tokio::time::timeout(LINGER, output).await;
+            }
+            record
+        };
+        // Zero and less mean: as long as it takes.
+        match u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0) {
+            None => ended.await.map(|record| record.code),
+            Some(seconds) => match tokio::time::timeout(Duration::from_secs(seconds), ended).await {
+                Ok(record) => record.map(|record| record.code),
+                Err(_elapsed) => Err(Error::Timeout { what: "the command", seconds: request.timeout }),
+            },
+        }
+    };
+    if let Err(Error::Timeout { .. }) = &code {
+        exit.kill().await?;
+    }
+    Ok(ExecSyncResponse { exit_code: code?, stdout: out, stderr: err })
+}
+
+async fn collect(source: Option<Source>, into: &mut Vec<u8>) {
+    let Some(mut source) = source else { return };
+    let mut chunk = vec![0; 16 * 1024];
+    while let Ok(count @ 1..) = source.read(&mut chunk).await {
+        let room = OUTPUT_BYTES_MAX.saturating_sub(into.len());
+        into.extend_from_slice(&chunk[..count.min(room)]);
+    }
+}

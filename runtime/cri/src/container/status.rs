@@ -1,0 +1,34 @@
+//! ContainerStatus.
+
+use std::collections::HashMap;
+
+use runtime_cri_api::v1::{ContainerStatusRequest, ContainerStatusResponse};
+use serde_json::json;
+
+use crate::facts;
+use crate::node::{Container, Node};
+use crate::status::Error;
+
+pub(crate) fn run(node: &Node, request: &ContainerStatusRequest) -> Result<ContainerStatusResponse, Error> {
+    let container = node.container(&request.container_id)?;
+    Ok(ContainerStatusResponse {
+        status: Some(container.read(facts::container_status)),
+        info: if request.verbose { info(&container) } else { HashMap::new() },
+    })
+}
+
+/// What people debug with; its shape is no promise, but for `pid`, which `crictl inspect` users take from it.
+fn info(container: &Container) -> HashMap<String, String> {
+    let record = container.facts();
+    let known = container.sandbox.shim().ok().and_then(|mut client| client.info().ok());
+    let known = known.and_then(|info| info.containers.into_iter().find(|known| known.id == container.id));
+    let spec = std::fs::read(super::bundle(container).join("config.json")).ok();
+    let info = json!({
+        "sandboxID": record.sandbox_id,
+        "pid": known.as_ref().map_or(0, |known| known.pid),
+        "cgroup": record.cgroup,
+        "config": record.config,
+        "runtimeSpec": spec.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok()),
+    });
+    HashMap::from([("info".to_owned(), info.to_string())])
+}
