@@ -1,0 +1,226 @@
+//! Does what plans say. The only place of this package that writes.
+
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
+    PropagationPolicy,
+};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use serde_json::Value;
+use tracing::{debug, warn};
+
+use crate::action::{Action, Announcement, Part, Propagation};
+use crate::world::World;
+
+/// Actions of one plan under way at once.
+const CONCURRENT_MAX: usize = 32;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{verb} {what}")]
+    Api { verb: &'static str, what: String, source: kube::Error },
+    #[error("namespace {namespace} still has {kind}")]
+    NotEmpty { namespace: String, kind: String },
+}
+
+#[derive(Clone)]
+pub(crate) struct Executor {
+    client: kube::Client,
+    recorder: Recorder,
+    world: Arc<World>,
+}
+
+/// Whether an error means that the world has moved on: the next plan sees what is there now.
+fn is_obsolete(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
+}
+
+impl Executor {
+    pub(crate) fn new(client: kube::Client, world: Arc<World>, controller: &'static str) -> Self {
+        let reporter = Reporter { controller: controller.into(), instance: None };
+        Self { recorder: Recorder::new(client.clone(), reporter), client, world }
+    }
+
+    /// All actions, in order of start, `CONCURRENT_MAX` at once; every error, so that one does not hide another.
+    pub(crate) async fn run(&self, actions: Vec<Action>) -> Vec<Error> {
+        let results = stream::iter(actions).map(|action| self.one(action)).buffered(CONCURRENT_MAX);
+        results.filter_map(async |result| result.err()).collect().await
+    }
+
+    async fn one(&self, action: Action) -> Result<(), Error> {
+        match action {
+            Action::Create { kind, namespace, body, announce } => {
+                let resource = kind.resource();
+                let result = self.create(&resource, &namespace, body).await;
+                self.announce(announce, result.as_ref().map(name_of), "FailedCreate", "Error creating: ").await;
+                self.settle("create", &resource, &namespace, result.map(|written| self.world.absorb(kind, written)))
+            }
+            Action::Patch { kind, namespace, name, part, patch } => {
+                let resource = kind.resource();
+                let result = self.patch(&resource, &namespace, &name, part, patch).await;
+                self.settle("patch", &resource, &name, result.map(|written| self.world.absorb(kind, written)))
+            }
+            Action::Delete { kind, namespace, name, uid, how, announce } => {
+                let resource = kind.resource();
+                let result = self.delete(&resource, &namespace, &name, &uid, how).await;
+                self.announce(announce, result.as_ref().map(|_| name.clone()), "FailedDelete", "Error deleting: ")
+                    .await;
+                let absorbed = result.map(|left| match left {
+                    Some(left) => self.world.absorb(kind, left),
+                    None => self.world.absorb_deleted(kind, &namespace, &name, &uid),
+                });
+                self.settle("delete", &resource, &name, absorbed)
+            }
+            Action::DeleteAny { resource, namespace, name, uid, how } => {
+                let result = self.delete(&resource, &namespace, &name, &uid, how).await;
+                self.settle("delete", &resource, &name, result.map(drop))
+            }
+            Action::PatchAny { resource, namespace, name, patch } => {
+                let result = self.patch(&resource, &namespace, &name, Part::Whole, patch).await;
+                self.settle("patch", &resource, &name, result.map(drop))
+            }
+            Action::DeleteCollection { resource, namespace } => {
+                let api = self.api(&resource, &namespace);
+                let result = api.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
+                self.settle("delete all", &resource, &namespace, result.map(drop))
+            }
+            Action::Finalize { name, body, only_if_empty } => {
+                for content in &only_if_empty {
+                    self.check_empty(content, &name).await?;
+                }
+                let resource = crate::kind::Kind::Namespace.resource();
+                let result =
+                    self.api(&resource, "").replace_subresource("finalize", &name, &PostParams::default(), &body).await;
+                self.settle("finalize", &resource, &name, result.map(drop))
+            }
+            Action::Event { regarding, is_warning, reason, note } => {
+                self.publish(&regarding, is_warning, reason, note).await;
+                Ok(())
+            }
+        }
+    }
+
+    fn settle(
+        &self,
+        verb: &'static str,
+        resource: &ApiResource,
+        name: &str,
+        result: Result<(), kube::Error>,
+    ) -> Result<(), Error> {
+        let what = format!("{} {name}", resource.plural);
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) if is_obsolete(&error) => {
+                debug!(verb, what, %error, "overtaken by another change");
+                // The watch brings what is there now; a conflict that it does not mention again is tried again.
+                if matches!(&error, kube::Error::Api(status) if status.code == 409 && status.reason == "Conflict") {
+                    return Err(Error::Api { verb, what, source: error });
+                }
+                Ok(())
+            }
+            Err(source) => Err(Error::Api { verb, what, source }),
+        }
+    }
+
+    fn api(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
+        if namespace.is_empty() {
+            Api::all_with(self.client.clone(), resource)
+        } else {
+            Api::namespaced_with(self.client.clone(), namespace, resource)
+        }
+    }
+
+    async fn create(&self, resource: &ApiResource, namespace: &str, body: Value) -> Result<DynamicObject, kube::Error> {
+        let object: DynamicObject = serde_json::from_value(body).map_err(kube::Error::SerdeError)?;
+        let object = DynamicObject { types: Some(types(resource)), ..object };
+        self.api(resource, namespace).create(&PostParams::default(), &object).await
+    }
+
+    async fn patch(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        name: &str,
+        part: Part,
+        patch: Value,
+    ) -> Result<DynamicObject, kube::Error> {
+        let api = self.api(resource, namespace);
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        match part {
+            Part::Whole => api.patch(name, &params, &patch).await,
+            Part::Status => api.patch_status(name, &params, &patch).await,
+        }
+    }
+
+    /// What is left of the object while it ends, or `None` if it is gone.
+    async fn delete(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        how: Propagation,
+    ) -> Result<Option<DynamicObject>, kube::Error> {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            propagation_policy: match how {
+                Propagation::Foreground => Some(PropagationPolicy::Foreground),
+                Propagation::Background | Propagation::Now => Some(PropagationPolicy::Background),
+            },
+            grace_period_seconds: (how == Propagation::Now).then_some(0),
+            ..DeleteParams::default()
+        };
+        let deleted = self.api(resource, namespace).delete(name, &params).await?;
+        Ok(deleted.left().filter(|object| object.metadata.deletion_timestamp.is_some()))
+    }
+
+    async fn check_empty(&self, content: &ApiResource, namespace: &str) -> Result<(), Error> {
+        let listed = self.api(content, namespace).list_metadata(&ListParams::default().limit(1)).await;
+        match listed {
+            Ok(list) if list.items.is_empty() => Ok(()),
+            Ok(_) => Err(Error::NotEmpty { namespace: namespace.into(), kind: content.plural.clone() }),
+            Err(source) => Err(Error::Api { verb: "list", what: format!("{} in {namespace}", content.plural), source }),
+        }
+    }
+
+    async fn announce(
+        &self,
+        announce: Option<Announcement>,
+        result: Result<String, &kube::Error>,
+        failed: &'static str,
+        failed_prefix: &str,
+    ) {
+        let Some(Announcement { regarding, reason, prefix }) = announce else { return };
+        match result {
+            Ok(name) => self.publish(&regarding, false, reason, format!("{prefix}{name}")).await,
+            Err(error) if is_obsolete(error) => {}
+            Err(error) => self.publish(&regarding, true, failed, format!("{failed_prefix}{}", message(error))).await,
+        }
+    }
+
+    async fn publish(&self, regarding: &ObjectReference, is_warning: bool, reason: &str, note: String) {
+        let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
+        let event = Event { type_, reason: reason.into(), note: Some(note), action: reason.into(), secondary: None };
+        if let Err(error) = self.recorder.publish(&event, regarding).await {
+            warn!(reason, name = regarding.name, %error, "an event was lost");
+        }
+    }
+}
+
+fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn name_of(object: &DynamicObject) -> String {
+    object.metadata.name.clone().unwrap_or_default()
+}
+
+fn types(resource: &ApiResource) -> kube::core::TypeMeta {
+    kube::core::TypeMeta { api_version: resource.api_version.clone(), kind: resource.kind.clone() }
+}
