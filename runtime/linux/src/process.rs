@@ -173,3 +173,10 @@ pub fn is_open(number: RawFd) -> bool {
 pub fn give(file: impl AsFd, uid: u32, gid: Option<u32>) -> Result<(), Errno> {
     nix::unistd::fchown(file, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw))
 }
+
+/// The NIS domain name of this UTS namespace.
+pub fn set_domainname(name: &str) -> Result<(), Errno> {
+    // SAFETY: the kernel reads `len` bytes of a string that outlives the call.
+    check(libc::c_long::from(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }))?;
+    Ok(())
+}

@@ -13,6 +13,7 @@ use crate::syscall::{check_fd, path as c_path};
 
 const RESOLVE_NO_XDEV: u64 = 0x01;
 const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
+const RESOLVE_NO_SYMLINKS: u64 = 0x04;
 const RESOLVE_BENEATH: u64 = 0x08;
 const RESOLVE_IN_ROOT: u64 = 0x10;
 
@@ -78,6 +79,20 @@ impl Root {
     pub fn create(&self, path: &Path, flags: OFlag, mode: Mode) -> Result<OwnedFd, Errno> {
         let path = relative(path);
         openat2(self.fd.as_fd(), &path, flags | OFlag::O_CREAT, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    }
+
+    /// Opens (`O_PATH`) a directory that is made where missing and reached through no symlink at all: `ELOOP` or `ENOTDIR` else.
+    pub fn ensure_plain_dir(&self, path: &Path, mode: Mode) -> Result<OwnedFd, Errno> {
+        let resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        let open = || openat2(self.fd.as_fd(), &relative(path), flags, Mode::empty(), resolve);
+        match open() {
+            Err(Errno::ENOENT) => {
+                self.ensure_dir(path, mode)?;
+                open()
+            }
+            other => other,
+        }
     }
 
     /// Opens a directory, making what is missing of it with `mode`, and follows symlinks inside the root, dangling ones too.

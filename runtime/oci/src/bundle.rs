@@ -22,7 +22,7 @@ impl Bundle {
         let dir = std::fs::canonicalize(dir).map_err(read(dir.to_owned()))?;
         let path = dir.join("config.json");
         let raw = std::fs::read(&path).map_err(read(path.clone()))?;
-        let spec = serde_json::from_slice(&raw).map_err(|source| Error::Parse { path, source })?;
+        let spec = parse(&raw).map_err(|source| Error::Parse { path, source })?;
         Ok(Self { dir, spec, raw })
     }
 
@@ -41,8 +41,31 @@ impl Bundle {
         &self.spec
     }
 
+    /// Adds variables to the process's environment, for what only the caller knows.
+    pub fn add_environment(&mut self, variables: &[String]) {
+        if let Some(process) = self.spec.process_mut() {
+            let mut environment = process.env().clone().unwrap_or_default();
+            environment.extend(variables.iter().cloned());
+            process.set_env(Some(environment));
+        }
+    }
+
     /// config.json as it was read.
     pub fn raw(&self) -> &[u8] {
         &self.raw
     }
+}
+
+/// A configuration; capabilities that this version does not know are left out, as runc leaves them out.
+pub(crate) fn parse(raw: &[u8]) -> Result<Spec, serde_json::Error> {
+    let first = serde_json::from_slice(raw);
+    let Err(error) = first else { return first };
+    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(raw) else { return Err(error) };
+    if let Some(sets) = value.pointer_mut("/process/capabilities").and_then(serde_json::Value::as_object_mut) {
+        for names in sets.values_mut().filter_map(serde_json::Value::as_array_mut) {
+            names.retain(|name| name.as_str().is_some_and(|name| runtime_linux::capability::number(name).is_some()));
+        }
+    }
+    // The first error names the line in what the user wrote.
+    serde_json::from_value(value).map_err(|_| error)
 }

@@ -67,6 +67,20 @@ pub enum Error {
     NotFound { id: String },
     #[error("cannot {operation} container {id} that is {status}")]
     WrongStatus { id: String, operation: &'static str, status: crate::status::Status },
+    #[error("{} has version {version}: it was written by a newer runtime; use that one", path.display())]
+    NewerRecord { path: PathBuf, version: u32 },
+    #[error("cannot delete container {id} that is not stopped: {status}")]
+    NotStopped { id: String, status: crate::status::Status },
+    #[error("the container has no cgroup {path} of its own")]
+    NoSubCgroup { path: String },
+    #[error("container {id} was never finished, since its maker was killed: delete it")]
+    Unfinished { id: String },
+    #[error("cgroup {path} holds processes of somebody else: choose another linux.cgroupsPath")]
+    CgroupInUse { path: String },
+    #[error("set up the cgroup")]
+    Cgroup(#[from] runtime_linux::cgroup::Error),
+    #[error("{0}")]
+    Hook(String),
     #[error("container {id} is being created or deleted by another process")]
     Busy { id: String },
     /// A step of the runtime's own side.

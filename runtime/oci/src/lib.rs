@@ -4,20 +4,33 @@
 //! one container. Invariant: a caller has one thread (rule 33 of the house), and a container is created whole or not at all.
 
 mod bundle;
+mod child;
+mod create;
+mod delete;
 mod error;
+mod exec;
+mod hooks;
 mod id;
 mod operations;
 mod options;
+mod plan;
+mod record;
 mod root;
+pub mod seccomp;
+mod spawn;
+mod start;
+mod status;
+mod sync;
 
 pub use bundle::Bundle;
+pub use create::{create, send_console};
+pub use delete::{Deletion, delete};
 pub use error::{Error, Failure};
+pub use exec::{configured_process, exec};
 pub use id::ContainerId;
-pub use operations::{
-    Deletion, Target, create, delete, exec, kill, list, pause, processes, resume, start, state, update,
-};
+pub use operations::{Target, cgroup, kill, list, pause, processes, resume, state, update};
 pub use options::{CreateOptions, Created, ExecOptions, Execed, RootChange, Stdio};
+pub use record::timestamp;
 pub use root::StateRoot;
+pub use start::start;
 pub use status::{State, Status};
-pub mod seccomp;
-mod status;

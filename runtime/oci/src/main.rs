@@ -1,3 +1,9 @@
-//! OCI runtime: a bundle becomes a plan, the child executes it: the `sampan-oci` binary.
+//! The `sampan-oci` binary: runc's command line over the library. Says what went wrong once, here, and sets the exit code.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

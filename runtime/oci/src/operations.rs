@@ -1,35 +1,16 @@
-//! The operations of the library's door on one container.
+//! The short operations on one container: kill, pause, resume, update, state, list.
 
-use nix::errno::Errno;
-use oci_spec::runtime::{LinuxResources, Process};
+use std::io::ErrorKind;
 
-use crate::error::{Error, Failure};
-use crate::status::State;
-use crate::{Bundle, ContainerId, CreateOptions, Created, ExecOptions, Execed, StateRoot};
+use oci_spec::runtime::LinuxResources;
+use runtime_linux::cgroup::Cgroup;
+use runtime_linux::pidfd;
 
-fn absent<T>(step: &str) -> Result<T, Error> {
-    Err(Error::Parent(Failure::new(step, Errno::ENOSYS)))
-}
-
-/// Creates a container whose init waits for [`start`]; on an error everything is undone.
-pub fn create(
-    _root: &StateRoot,
-    _id: &ContainerId,
-    _bundle: &Bundle,
-    _options: CreateOptions,
-) -> Result<Created, Error> {
-    absent("create")
-}
-
-/// Lets a created container's process run; an `execve` that fails is reported here.
-pub fn start(_root: &StateRoot, _id: &ContainerId) -> Result<(), Error> {
-    absent("start")
-}
-
-/// Runs a further process in a created or running container.
-pub fn exec(_root: &StateRoot, _id: &ContainerId, _process: &Process, _options: ExecOptions) -> Result<Execed, Error> {
-    absent("exec")
-}
+use crate::create::parent;
+use crate::error::Error;
+use crate::record::{Place, Record};
+use crate::status::{State, Status};
+use crate::{ContainerId, StateRoot};
 
 /// Who gets a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,45 +20,132 @@ pub enum Target {
     All,
 }
 
-pub fn kill(_root: &StateRoot, _id: &ContainerId, _signal: i32, _target: Target) -> Result<(), Error> {
-    absent("kill")
+struct Found {
+    place: Place,
+    record: Record,
+    cgroup: Cgroup,
 }
 
-/// What `delete` does to a container that still runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deletion {
-    /// Refuses.
-    Stopped,
-    /// Kills it first, and does not mind a container that is not there.
-    Force,
+impl Found {
+    fn new(root: &StateRoot, id: &ContainerId) -> Result<Self, Error> {
+        let place = Place::new(root, id);
+        let record = place.load()?;
+        let cgroup = root.cgroup(&record.cgroup)?;
+        Ok(Self { place, record, cgroup })
+    }
+
+    fn status(&self) -> Status {
+        self.record.status(&self.place, || self.cgroup.is_frozen().unwrap_or(false))
+    }
+
+    fn require(&self, operation: &'static str, good: &[Status]) -> Result<Status, Error> {
+        let status = self.status();
+        if good.contains(&status) {
+            return Ok(status);
+        }
+        Err(Error::WrongStatus { id: self.record.id.clone(), operation, status })
+    }
 }
 
-pub fn delete(_root: &StateRoot, _id: &ContainerId, _deletion: Deletion) -> Result<(), Error> {
-    absent("delete")
+/// Sends a signal; to a stopped container's init it is an error, to all it reaches whoever is left.
+pub fn kill(root: &StateRoot, id: &ContainerId, signal: i32, target: Target) -> Result<(), Error> {
+    let found = Found::new(root, id)?;
+    let is_kill = signal == nix::libc::SIGKILL;
+    match target {
+        Target::All if is_kill => found.cgroup.kill()?,
+        Target::All => {
+            for pid in found.cgroup.pids_recursive()? {
+                // One that has just ended is not an error.
+                if let Ok(process) = pidfd::open(pid) {
+                    let _ended = pidfd::send_signal(&process, signal);
+                }
+            }
+        }
+        Target::Init => {
+            // Without a PID namespace of its own nobody else ends with the init: then KILL means all, as for runc.
+            if is_kill && !found.record.namespaces.iter().any(|name| name == "pid") && found.record.is_alive() {
+                found.cgroup.kill()?;
+                return Ok(());
+            }
+            let status =
+                found.require("kill", &[Status::Created, Status::Running, Status::Paused, Status::Creating])?;
+            let process = pidfd::open(found.record.pid).map_err(parent("kill"))?;
+            if !found.record.is_alive() {
+                return Err(Error::WrongStatus { id: id.to_string(), operation: "kill", status: Status::Stopped });
+            }
+            pidfd::send_signal(&process, signal).map_err(parent("kill"))?;
+            // v1: a frozen process does not even die.
+            if is_kill && status == Status::Paused {
+                found.cgroup.thaw()?;
+            }
+        }
+    }
+    Ok(())
 }
 
-pub fn state(_root: &StateRoot, _id: &ContainerId) -> Result<State, Error> {
-    absent("state")
+pub fn state(root: &StateRoot, id: &ContainerId) -> Result<State, Error> {
+    let place = Place::new(root, id);
+    let record = match place.load() {
+        Ok(record) => record,
+        Err(error) => return Err(error),
+    };
+    let frozen = || root.cgroup(&record.cgroup).and_then(|cgroup| Ok(cgroup.is_frozen()?)).unwrap_or(false);
+    let status = record.status(&place, frozen);
+    Ok(record.state(status))
 }
 
 /// Every container below the root, by id; one whose record cannot be read is an error of its own.
-pub fn list(_root: &StateRoot) -> Result<Vec<Result<State, Error>>, Error> {
-    absent("list")
+pub fn list(root: &StateRoot) -> Result<Vec<(ContainerId, Result<State, Error>)>, Error> {
+    let read = |source| Error::Read { path: root.dir().to_owned(), source };
+    let entries = match std::fs::read_dir(root.dir()) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(read(error)),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(read)?;
+        // What is not a container's directory is somebody else's.
+        if let Some(id) = entry.file_name().to_str().and_then(|name| ContainerId::parse(name).ok())
+            && entry.file_type().is_ok_and(|kind| kind.is_dir())
+        {
+            ids.push(id);
+        }
+    }
+    ids.sort();
+    Ok(ids.into_iter().map(|id| (id.clone(), state(root, &id))).filter(|(_, state)| !is_gone(state)).collect())
 }
 
-pub fn pause(_root: &StateRoot, _id: &ContainerId) -> Result<(), Error> {
-    absent("pause")
+/// Deleted between the listing and the look.
+fn is_gone(state: &Result<State, Error>) -> bool {
+    matches!(state, Err(Error::NotFound { .. }))
 }
 
-pub fn resume(_root: &StateRoot, _id: &ContainerId) -> Result<(), Error> {
-    absent("resume")
+pub fn pause(root: &StateRoot, id: &ContainerId) -> Result<(), Error> {
+    let found = Found::new(root, id)?;
+    found.require("pause", &[Status::Created, Status::Running])?;
+    Ok(found.cgroup.freeze()?)
 }
 
-pub fn update(_root: &StateRoot, _id: &ContainerId, _resources: &LinuxResources) -> Result<(), Error> {
-    absent("update")
+pub fn resume(root: &StateRoot, id: &ContainerId) -> Result<(), Error> {
+    let found = Found::new(root, id)?;
+    found.require("resume", &[Status::Paused])?;
+    Ok(found.cgroup.thaw()?)
+}
+
+/// Changes limits; what the host has no way to do and is safe to go without comes back as warnings.
+pub fn update(root: &StateRoot, id: &ContainerId, resources: &LinuxResources) -> Result<Vec<String>, Error> {
+    let found = Found::new(root, id)?;
+    found.require("update", &[Status::Created, Status::Running, Status::Paused])?;
+    Ok(found.cgroup.apply(resources)?.iter().map(ToString::to_string).collect())
 }
 
 /// The processes in the container's cgroup, as pids of the caller's namespace.
-pub fn processes(_root: &StateRoot, _id: &ContainerId) -> Result<Vec<i32>, Error> {
-    absent("processes")
+pub fn processes(root: &StateRoot, id: &ContainerId) -> Result<Vec<i32>, Error> {
+    Ok(Found::new(root, id)?.cgroup.pids_recursive()?)
+}
+
+/// The container's cgroup, for statistics and events.
+pub fn cgroup(root: &StateRoot, id: &ContainerId) -> Result<Cgroup, Error> {
+    Ok(Found::new(root, id)?.cgroup)
 }

@@ -1,20 +1,43 @@
-//! The directory below which the containers' records lie.
+//! The directory below which the containers' records lie, and the host's cgroups, looked at once.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+
+use runtime_linux::cgroup::{Cgroup, Hierarchy};
+
+use crate::error::Error;
 
 /// `/run/sampan-oci` for the command line, the pod's own directory for a shim.
 #[derive(Clone, Debug)]
 pub struct StateRoot {
     dir: PathBuf,
+    hierarchy: OnceCell<Hierarchy>,
 }
 
 impl StateRoot {
     /// Nothing is touched until the first container is created.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), hierarchy: OnceCell::new() }
+    }
+
+    /// With the host's cgroups as the caller knows them already.
+    pub fn with_hierarchy(dir: impl Into<PathBuf>, hierarchy: Hierarchy) -> Self {
+        Self { dir: dir.into(), hierarchy: OnceCell::from(hierarchy) }
     }
 
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    pub(crate) fn hierarchy(&self) -> Result<&Hierarchy, Error> {
+        if let Some(hierarchy) = self.hierarchy.get() {
+            return Ok(hierarchy);
+        }
+        let hierarchy = Hierarchy::detect()?;
+        Ok(self.hierarchy.get_or_init(|| hierarchy))
+    }
+
+    pub(crate) fn cgroup(&self, path: &str) -> Result<Cgroup, Error> {
+        Ok(Cgroup::new(self.hierarchy()?, path)?)
     }
 }

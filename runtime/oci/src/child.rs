@@ -1,0 +1,328 @@
+//! The container's own side: executes the steps of a plan, in order, in the process that becomes the container's.
+//!
+//! Runs between clone and exec in a copy of a single-threaded process, so it may allocate (rule 33 of the house makes rule 32's ban
+//! needless); it never logs: all it has to say goes to the parent as a `Report`. Invariant: it never returns into the parent's code.
+
+mod copy_up;
+mod devices;
+mod identity;
+mod mounts;
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use runtime_linux::clone::exit_now;
+use runtime_linux::proc::Proc;
+use runtime_linux::rooted::Root;
+use runtime_linux::{executable, local_socket, namespace, process, seccomp, terminal};
+
+use crate::hooks::{self, Kind as HookKind};
+use crate::plan::{Moment, Step};
+use crate::status::{State, Status};
+use crate::sync::{self, BEFORE_STEPS, Fault, Order, Report};
+
+/// Why a step failed.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    errno: i32,
+    detail: String,
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Self { errno: errno as i32, detail: String::new() }
+    }
+}
+
+impl Refusal {
+    fn said(errno: Errno, detail: impl Into<String>) -> Self {
+        Self { errno: errno as i32, detail: detail.into() }
+    }
+
+    /// Not a kernel's answer: the words say it all.
+    fn words(detail: impl Into<String>) -> Self {
+        Self { errno: 0, detail: detail.into() }
+    }
+}
+
+pub(crate) type Done = Result<(), Refusal>;
+
+/// A namespace to join: an open namespace file, or a pidfd with the flags of several.
+#[derive(Debug)]
+pub(crate) struct Join {
+    pub fd: OwnedFd,
+    pub flags: u64,
+}
+
+/// Everything that the child takes along over the clone.
+#[derive(Debug)]
+pub(crate) struct Child<'plan> {
+    pub sync: OwnedFd,
+    /// Where `start` knocks; an exec has none and goes on at once.
+    pub listener: Option<OwnedFd>,
+    pub joins: Vec<Join>,
+    /// A root below the mount namespace's own, for exec in a container without pivot_root.
+    pub chroot: Option<OwnedFd>,
+    pub sources: Vec<Option<OwnedFd>>,
+    pub stdio: [Option<OwnedFd>; 3],
+    pub setup: &'plan [Step],
+    pub start: &'plan [Step],
+    pub arguments: &'plan [String],
+    pub environment: &'plan [String],
+    pub terminal: TerminalUser,
+    pub hooks: Option<&'plan oci_spec::runtime::Hooks>,
+    /// For hooks and the seccomp agent; its pid comes with `Order::Go`.
+    pub state: State,
+    /// Connected to the seccomp agent, with the agent's metadata.
+    pub agent: Option<(OwnedFd, String)>,
+}
+
+/// Who gets the terminal.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TerminalUser {
+    pub uid: u32,
+}
+
+/// What the steps hand on to each other.
+#[derive(Debug, Default)]
+struct Held {
+    root: Option<Root>,
+    proc: Option<Proc>,
+    null: Option<OwnedFd>,
+    mask: Option<OwnedFd>,
+    program: Option<CString>,
+}
+
+/// Runs the whole life of the child.
+pub(crate) fn run(mut child: Child<'_>) -> ! {
+    let mut held = Held::default();
+    let at = |step: usize, refusal: Refusal| Fault {
+        step: u32::try_from(step).unwrap_or(BEFORE_STEPS),
+        errno: refusal.errno,
+        detail: refusal.detail,
+    };
+    if let Err(refusal) = enter(&mut child, &mut held) {
+        fail(&child.sync, at(usize::MAX, refusal));
+    }
+    for (index, step) in child.setup.iter().enumerate() {
+        if let Err(refusal) = execute(step, &mut child, &mut held) {
+            fail(&child.sync, at(index, refusal));
+        }
+    }
+    // A parent that is gone has left a record without us: then we must not be either.
+    if sync::send_report(&child.sync, &Report::Ready).is_err() {
+        exit_now(1);
+    }
+    let starter = match child.listener.take() {
+        Some(listener) => match wait_for_start(&child.sync, &listener) {
+            Ok(starter) => starter,
+            Err(_) => exit_now(1),
+        },
+        // exec: whoever asked hears of a failure on the same socket, and end of file is success.
+        None => match child.sync.try_clone() {
+            Ok(sync) => sync,
+            Err(_) => exit_now(1),
+        },
+    };
+    child.state.status = Status::Created;
+    for (index, step) in child.start.iter().enumerate() {
+        if let Err(refusal) = execute(step, &mut child, &mut held) {
+            fail(&starter, at(child.setup.len() + index, refusal));
+        }
+    }
+    exit_now(1)
+}
+
+fn fail(socket: &OwnedFd, fault: Fault) -> ! {
+    // Nobody is left to be told where the socket has gone.
+    let _gone = sync::send_report(socket, &Report::Failed(fault));
+    exit_now(1)
+}
+
+/// Up to the parent's go: descriptors, dumpability, namespaces by path.
+fn enter(child: &mut Child<'_>, held: &mut Held) -> Done {
+    executable::set_undumpable()?;
+    for (stream, target) in child.stdio.iter().zip(0..) {
+        if let Some(stream) = stream {
+            process::place(stream.as_fd(), target)?;
+        }
+    }
+    child.stdio = [None, None, None];
+    process::reset_signals()?;
+    // What is made for the container has the mode that is asked for; the process gets its own umask later.
+    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    match sync::receive_order(&child.sync)? {
+        Order::Go(pid) => child.state.pid = pid,
+        other => return Err(Refusal::words(format!("expected to go on, was told {other:?}"))),
+    }
+    let needs_proc = |step: &Step| {
+        matches!(step, Step::Sysctl { .. } | Step::AppArmor(_) | Step::OomScoreAdjust(_) | Step::TimeNamespace(_))
+    };
+    if child.setup.iter().any(needs_proc) {
+        // Now, while /proc is the host's and nobody in a container can have mounted over it.
+        held.proc = Some(Proc::host().or_else(|_| Proc::private())?);
+    }
+    for join in child.joins.drain(..) {
+        namespace::join(&join.fd, join.flags)?;
+    }
+    if let Some(root) = child.chroot.take() {
+        nix::unistd::fchdir(&root)?;
+        nix::unistd::chroot(".")?;
+    }
+    Ok(())
+}
+
+/// After the commit: the first who connects and says so starts us. A connection that says nothing is a question whether we are there.
+fn wait_for_start(sync: &OwnedFd, listener: &OwnedFd) -> Result<OwnedFd, Errno> {
+    match sync::receive_order(sync)? {
+        Order::Commit => {}
+        _ => return Err(Errno::EPROTO),
+    }
+    loop {
+        let starter = local_socket::accept(listener)?;
+        let mut word = [0; 1];
+        if nix::unistd::read(&starter, &mut word) == Ok(1) && word[0] == crate::start::START {
+            return Ok(starter);
+        }
+    }
+}
+
+fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
+    match step {
+        Step::Session => {
+            nix::unistd::setsid()?;
+        }
+        Step::Keyring(name) => keyring(name)?,
+        Step::NamespaceRoot => namespace_root()?,
+        Step::CgroupNamespace => namespace::unshare(namespace::Kind::Cgroup.flag())?,
+        Step::TimeNamespace(offsets) => time_namespace(offsets, held)?,
+        Step::OomScoreAdjust(value) => oom_score_adjust(*value, child, held)?,
+        Step::RuntimeHooks => {
+            sync::send_report(&child.sync, &Report::NeedHooks)?;
+            match sync::receive_order(&child.sync)? {
+                Order::HooksDone => {}
+                other => return Err(Refusal::words(format!("expected the hooks' end, was told {other:?}"))),
+            }
+        }
+        Step::Hooks(moment) => run_hooks(*moment, child)?,
+        Step::Hostname(name) => nix::unistd::sethostname(name)?,
+        Step::Domainname(name) => process::set_domainname(name)?,
+        Step::Sysctl { path, value, .. } => proc(held)?.write(path, value.as_bytes())?,
+        Step::Seccomp(filter) => {
+            let notifications = seccomp::load(filter)?;
+            if let (Some(fd), Some((agent, metadata))) = (notifications, child.agent.take()) {
+                hand_to_agent(&fd, &agent, metadata, &child.state)?;
+            }
+        }
+        Step::Exec => exec(child, held)?,
+        Step::Propagation(_)
+        | Step::RootBind { .. }
+        | Step::RootOverlay(_)
+        | Step::RootDirectory(_)
+        | Step::Mount { .. }
+        | Step::PivotRoot
+        | Step::Chroot
+        | Step::RootPropagation(_)
+        | Step::RootReadonly
+        | Step::ReadonlyPath(_)
+        | Step::MaskedPath(_) => mounts::execute(step, child, held)?,
+        Step::Device(_) | Step::Link(..) | Step::Console { .. } => devices::execute(step, child, held)?,
+        _ => identity::execute(step, child, held)?,
+    }
+    Ok(())
+}
+
+/// The host's procfs, opened by `enter` for the steps that write there.
+fn proc(held: &Held) -> Result<&Proc, Errno> {
+    held.proc.as_ref().ok_or(Errno::ENOENT)
+}
+
+fn keyring(name: &str) -> Done {
+    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+    match process::join_session_keyring(&name) {
+        // A kernel without keys has no keys to leak; a full quota (EDQUOT) is runc's error too.
+        Err(Errno::ENOSYS) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Maps are written: become their root, so that what is made belongs to somebody.
+fn namespace_root() -> Done {
+    match nix::unistd::setgroups(&[]) {
+        // setgroups is denied in this namespace, and so are no groups to be had.
+        Ok(()) | Err(Errno::EPERM) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    Ok(process::set_identity(0, 0, None)?)
+}
+
+fn time_namespace(offsets: &str, held: &Held) -> Done {
+    namespace::unshare(namespace::Kind::Time.flag())?;
+    if !offsets.is_empty() {
+        proc(held)?.write("self/timens_offsets", offsets.as_bytes())?;
+    }
+    // unshare(2): only children live in the new one; joining it moves ourselves.
+    let namespace = namespace::open_path(std::path::Path::new("/proc/self/ns/time_for_children"))?;
+    Ok(namespace::join(&namespace, namespace::Kind::Time.flag())?)
+}
+
+fn oom_score_adjust(value: i32, child: &Child<'_>, held: &Held) -> Done {
+    match proc(held)?.write("self/oom_score_adj", value.to_string().as_bytes()) {
+        // Lowering it needs CAP_SYS_RESOURCE, which a nested host may lack; the container works without.
+        Err(Errno::EACCES | Errno::EPERM) => {
+            let text = format!("oom_score_adj {value} is refused by the kernel: it needs CAP_SYS_RESOURCE");
+            Ok(sync::send_report(&child.sync, &Report::Warning(text))?)
+        }
+        other => Ok(other?),
+    }
+}
+
+fn run_hooks(moment: Moment, child: &mut Child<'_>) -> Done {
+    let Some(all) = child.hooks else { return Ok(()) };
+    let (kind, list) = match moment {
+        Moment::CreateContainer => (HookKind::CreateContainer, all.create_container()),
+        Moment::StartContainer => (HookKind::StartContainer, all.start_container()),
+    };
+    hooks::run(kind, list.as_deref().unwrap_or(&[]), &child.state).map_err(|error| Refusal::words(error.to_string()))
+}
+
+/// runtime-spec 1.3, "The Container Process State": the descriptor goes along with the state.
+fn hand_to_agent(fd: &OwnedFd, agent: &OwnedFd, metadata: String, state: &State) -> Done {
+    let mut message = serde_json::json!({
+        "ociVersion": state.oci_version, "fds": ["seccompFd"], "pid": state.pid, "state": state,
+    });
+    if !metadata.is_empty() {
+        message["metadata"] = metadata.into();
+    }
+    runtime_linux::fd_passing::send(agent, message.to_string().as_bytes(), &[fd.as_fd()])?;
+    Ok(())
+}
+
+fn exec(child: &Child<'_>, held: &Held) -> Done {
+    let strings = |texts: &[String]| -> Result<Vec<CString>, Errno> {
+        texts.iter().map(|text| CString::new(text.as_str()).map_err(|_| Errno::EINVAL)).collect()
+    };
+    let program = held.program.as_ref().ok_or(Errno::ENOENT)?;
+    let (arguments, environment) = (strings(child.arguments)?, strings(child.environment)?);
+    let errno = process::exec(program, &arguments, &environment);
+    Err(Refusal::said(errno, program.to_string_lossy()))
+}
+
+/// The terminal: its slave becomes the standard streams, its master goes to the parent.
+fn take_terminal(ptmx: OwnedFd, size: terminal::Size, child: &Child<'_>) -> Result<OwnedFd, Refusal> {
+    let (master, slave) = terminal::open(ptmx)?;
+    if size.columns != 0 || size.rows != 0 {
+        terminal::set_size(&master, size)?;
+    }
+    if child.terminal.uid != 0 {
+        process::give(&slave, child.terminal.uid, None)?;
+    }
+    sync::send_report(&child.sync, &Report::Console(master))?;
+    terminal::set_controlling(&slave)?;
+    for target in 0..=2 {
+        process::place(slave.as_fd(), target)?;
+    }
+    debug_assert!(slave.as_raw_fd() > 2, "the standard streams are open in every program of the house");
+    Ok(slave)
+}

@@ -1,0 +1,98 @@
+//! /dev: nodes, symlinks, the terminal. Every path below the root is opened through it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, makedev, mknodat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags};
+use runtime_linux::mount::{self, Tree};
+use runtime_linux::terminal::Size;
+
+use super::{Child, Done, Held, Refusal, take_terminal};
+use crate::plan::{DeviceNode, Step};
+
+pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
+    match step {
+        Step::Device(node) => device(node, child, held),
+        Step::Link(path, target) => link(path, target, held),
+        Step::Console { bind, columns, rows } => console(*bind, Size { columns: *columns, rows: *rows }, child, held),
+        other => Err(Refusal::words(format!("{other} is not a step of /dev"))),
+    }
+}
+
+fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
+    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
+    if let Some(source) = node.bind {
+        let tree = child.sources.get_mut(source).and_then(Option::take);
+        let tree = tree.ok_or_else(|| Refusal::said(Errno::ENOENT, "the host has no such device to bind"))?;
+        let target = root.ensure_file(&node.path, Mode::from_bits_truncate(0o666))?;
+        return Ok(mount::attach(&tree, &target)?);
+    }
+    let (parent, name) = root.ensure_parent(&node.path)?;
+    let (kind, number) = match node.letter {
+        'b' => (SFlag::S_IFBLK, makedev(node.major, node.minor)),
+        'c' => (SFlag::S_IFCHR, makedev(node.major, node.minor)),
+        _ => (SFlag::S_IFIFO, 0),
+    };
+    // mknod(2) follows no symlink at the last step; the mode is exact since the umask is 0 by then.
+    match mknodat(&parent, name.as_path(), kind, Mode::from_bits_truncate(node.mode), number) {
+        Ok(()) => {}
+        Err(Errno::EEXIST) => {
+            let found = fstatat(&parent, name.as_path(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            let same_kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == kind;
+            // What the image put there must be just that device, or it would pass for it.
+            if !same_kind || found.st_rdev != number {
+                return Err(Refusal::said(Errno::EEXIST, "something else is there"));
+            }
+            return Ok(());
+        }
+        Err(errno) => return Err(errno.into()),
+    }
+    if node.uid != 0 || node.gid != 0 {
+        let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+        nix::unistd::fchownat(&parent, name.as_path(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    }
+    Ok(())
+}
+
+fn link(path: &Path, target: &Path, held: &Held) -> Done {
+    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
+    let (parent, name) = root.ensure_parent(path)?;
+    match nix::unistd::symlinkat(target, &parent, name.as_path()) {
+        Err(Errno::EEXIST) => {}
+        other => return Ok(other?),
+    }
+    if nix::fcntl::readlinkat(&parent, name.as_path()).is_ok_and(|found| Path::new(&found) == target) {
+        return Ok(());
+    }
+    // An image may bring its own; only the multiplexer must be the container's own devpts's, or terminals would be the host's.
+    if path != Path::new("/dev/ptmx") {
+        return Ok(());
+    }
+    nix::unistd::unlinkat(&parent, name.as_path(), UnlinkatFlags::NoRemoveDir)?;
+    Ok(nix::unistd::symlinkat(target, &parent, name.as_path())?)
+}
+
+fn console(bind: bool, size: Size, child: &Child<'_>, held: &Held) -> Done {
+    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
+    let ptmx = root
+        .open(Path::new("/dev/pts/ptmx"), OFlag::O_RDWR | OFlag::O_NOCTTY)
+        .map_err(|errno| Refusal::said(errno, "/dev/pts/ptmx"))?;
+    let slave = take_terminal(ptmx, size, child)?;
+    if bind {
+        let target = root.ensure_file(Path::new("/dev/console"), Mode::from_bits_truncate(0o600))?;
+        let tree = mount::open_tree(slave.as_fd(), Path::new(""), Tree::Clone)?;
+        mount::attach(&tree, &target)?;
+    }
+    Ok(())
+}
+
+/// A detached copy of the host's /dev/null, verified to be it (CVE-2025-31133).
+pub(super) fn host_null() -> Result<OwnedFd, Errno> {
+    let tree = mount::open_tree(nix::fcntl::AT_FDCWD, Path::new("/dev/null"), Tree::Clone)?;
+    let status = fstat(&tree)?;
+    let is_device = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
+    if is_device && status.st_rdev == makedev(1, 3) { Ok(tree) } else { Err(Errno::ENODEV) }
+}

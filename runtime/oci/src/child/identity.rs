@@ -1,0 +1,160 @@
+//! What the process is: limits, scheduling, user, capabilities, working directory, program.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, SFlag, fstat, makedev, stat, umask};
+use nix::unistd::{AccessFlags, access};
+use runtime_linux::capability::{self, Set, Sets};
+use runtime_linux::{process, rlimit};
+
+use super::{Child, Done, Held, Refusal};
+use crate::plan::{Step, search_path};
+
+const CAP_SYS_ADMIN: u8 = 21;
+
+pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
+    match step {
+        Step::AppArmor(profile) => app_armor(profile, held)?,
+        Step::Stdio { uid } => standard_streams(*uid)?,
+        Step::Rlimit { resource, soft, hard, .. } => rlimit::set(*resource, *soft, *hard)?,
+        Step::Scheduler(scheduling) => process::set_scheduling(scheduling)?,
+        Step::IoPriority { class, level } => process::set_io_priority(*class, *level)?,
+        Step::Affinity(cpus) => process::set_cpu_affinity(0, cpus)?,
+        Step::MemoryPolicy { mode, nodes } => process::set_memory_policy(*mode, nodes)?,
+        Step::Personality(value) => process::set_personality(*value)?,
+        Step::NoNewPrivileges => nix::sys::prctl::set_no_new_privs()?,
+        Step::Identity { uid, gid, groups, capabilities, keep_admin } => {
+            identity(*uid, *gid, groups.as_deref(), *capabilities, *keep_admin)?;
+        }
+        Step::FinalCapabilities(capabilities) => apply(*capabilities, Set::EMPTY)?,
+        Step::Umask(mask) => drop(umask(Mode::from_bits_truncate(*mask))),
+        Step::WorkingDirectory(path) => working_directory(path)?,
+        Step::FindProgram => held.program = Some(find_program(child)?),
+        Step::CloseDescriptors { preserve } => close_descriptors(*preserve)?,
+        other => return Err(Refusal::words(format!("{other} is not a step of a process"))),
+    }
+    Ok(())
+}
+
+fn app_armor(profile: &str, held: &Held) -> Done {
+    let proc = super::proc(held)?;
+    let value = format!("exec {profile}");
+    let file = if proc.open("self/attr/apparmor/exec", nix::fcntl::OFlag::O_PATH).is_ok() {
+        "self/attr/apparmor/exec"
+    } else {
+        "self/attr/exec"
+    };
+    proc.write(file, value.as_bytes())
+        .map_err(|errno| Refusal::said(errno, "does this host have AppArmor, and the profile loaded?"))
+}
+
+/// So that a container's user can open /dev/stderr again when it is a pipe. Never the host's /dev/null.
+fn standard_streams(uid: u32) -> Done {
+    for number in 0..=2 {
+        let Some(stream) = process::standard_stream(number) else { continue };
+        let status = fstat(stream)?;
+        let is_device = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
+        if status.st_uid == uid || is_device && status.st_rdev == makedev(1, 3) {
+            continue;
+        }
+        match process::give(stream, uid, None) {
+            // Not ours to give: a read-only file system, an id that is not mapped, somebody else's file.
+            Ok(()) | Err(Errno::EROFS | Errno::EINVAL | Errno::EPERM) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn identity(uid: u32, gid: u32, groups: Option<&[u32]>, wanted: Sets, keep_admin: bool) -> Done {
+    // Like runc, what the host itself does not have is left out.
+    let available = capability::current_bounding();
+    let (_, permitted) = capability::current()?;
+    capability::limit_bounding(wanted.bounding)?;
+    nix::sys::prctl::set_keepcaps(true)?;
+    match process::set_identity(uid, gid, Some(groups.unwrap_or(&[]))) {
+        // setgroups is denied in a user namespace that an unprivileged user mapped; without groups there is nothing to set.
+        Err(Errno::EPERM) if groups.unwrap_or(&[]).is_empty() => process::set_identity(uid, gid, None)?,
+        other => other?,
+    }
+    let have = permitted.intersection(available.union(permitted));
+    let wanted = Sets {
+        bounding: wanted.bounding,
+        effective: wanted.effective.intersection(have),
+        permitted: wanted.permitted.intersection(have),
+        inheritable: wanted.inheritable.intersection(have),
+        ambient: wanted.ambient.intersection(have),
+    };
+    let mut extra = Set::EMPTY;
+    if keep_admin {
+        extra.insert(CAP_SYS_ADMIN);
+    }
+    apply(wanted, extra.intersection(have))?;
+    Ok(())
+}
+
+fn apply(wanted: Sets, extra: Set) -> Done {
+    let (_, have) = capability::current()?;
+    let limit = |set: Set| set.intersection(have);
+    let permitted = limit(wanted.permitted).union(limit(extra));
+    let effective = limit(wanted.effective).intersection(permitted).union(limit(extra));
+    let inheritable = limit(wanted.inheritable);
+    capability::set(effective, permitted, inheritable)?;
+    // Ambient capabilities that the other sets do not hold would be refused; runc drops them too.
+    let ambient = wanted.ambient.intersection(permitted).intersection(inheritable);
+    Ok(capability::set_ambient(ambient)?)
+}
+
+/// The directory must be inside the root: a descriptor of the host's, inherited, would lead out (CVE-2024-21626).
+fn working_directory(path: &Path) -> Done {
+    nix::unistd::chdir(path)?;
+    verify_working_directory()
+}
+
+/// getcwd(2): "(unreachable)" in front for a directory outside the root, or ENOENT for one that was removed.
+pub(super) fn verify_working_directory() -> Done {
+    let current = nix::unistd::getcwd()?;
+    if current.is_absolute() { Ok(()) } else { Err(Refusal::said(Errno::ENOENT, "it is outside the container's root")) }
+}
+
+fn find_program(child: &Child<'_>) -> Result<CString, Refusal> {
+    let name = child.arguments.first().ok_or(Errno::EINVAL)?;
+    let finish = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(|_| Refusal::from(Errno::EINVAL));
+    if name.contains('/') {
+        return match runnable(Path::new(name)) {
+            Ok(()) => finish(Path::new(name)),
+            Err(errno @ Errno::ENOENT) => Err(Refusal::said(errno, format!("\"{name}\": stat {name}"))),
+            Err(errno) => Err(Refusal::said(errno, format!("\"{name}\""))),
+        };
+    }
+    let mut denied = None;
+    for dir in search_path(child.environment) {
+        let path: PathBuf = dir.join(name);
+        match runnable(&path) {
+            Ok(()) => return finish(&path),
+            Err(errno @ (Errno::EACCES | Errno::EPERM)) => denied = Some(errno),
+            Err(_) => {}
+        }
+    }
+    match denied {
+        Some(errno) => Err(Refusal::said(errno, format!("\"{name}\""))),
+        // The words that podman and the kubelet know.
+        None => Err(Refusal::words(format!("\"{name}\": executable file not found in $PATH"))),
+    }
+}
+
+fn runnable(path: &Path) -> Result<(), Errno> {
+    let status = stat(path)?;
+    if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Err(Errno::EACCES);
+    }
+    access(path, AccessFlags::X_OK)
+}
+
+fn close_descriptors(preserve: u32) -> Done {
+    let first = i32::try_from(preserve).ok().and_then(|preserve| preserve.checked_add(3)).ok_or(Errno::EINVAL)?;
+    Ok(process::close_on_exec_from(first)?)
+}

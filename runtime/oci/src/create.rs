@@ -1,0 +1,352 @@
+//! `create`: a bundle becomes a process that waits to be started. Created, or fully undone.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType, Spec};
+use runtime_linux::cgroup::{Cgroup, Mode};
+use runtime_linux::idmap::{self, Setgroups};
+use runtime_linux::local_socket;
+use runtime_linux::mount::{self, Tree};
+use runtime_linux::namespace::{self, Kind};
+use runtime_linux::proc::Proc;
+
+use crate::child::{Child, Join, TerminalUser};
+use crate::error::{Error, Failure};
+use crate::hooks::{self, Kind as HookKind};
+use crate::plan::{CgroupView, Context, Plan, Source, Step, invalid};
+use crate::record::{self, Place, Record};
+use crate::spawn::{Spawn, Spawned, spawn};
+use crate::status::{State, Status};
+use crate::sync::{self, Fault, Order, Report};
+use crate::{Bundle, ContainerId, CreateOptions, Created, StateRoot};
+
+pub(crate) fn parent(step: impl Into<String>) -> impl FnOnce(Errno) -> Error {
+    move |errno| Error::Parent(Failure::new(step, errno))
+}
+
+/// Creates a container whose init waits for [`crate::start`]; on an error everything is undone.
+pub fn create(root: &StateRoot, id: &ContainerId, bundle: &Bundle, options: CreateOptions) -> Result<Created, Error> {
+    let spec = bundle.spec();
+    let cgroup = root.cgroup(&cgroup_path(spec, id)?)?;
+    let plan = plan(bundle, id, &options, &cgroup)?;
+    let place = Place::new(root, id);
+    let lock = place.take()?;
+    let mut undo = Undo { place: &place, cgroup: None, is_armed: true };
+    let mut record = new_record(bundle, id, &plan, &options, &cgroup);
+    place.write_config(bundle.raw())?;
+    place.write(&record)?;
+    let mut warnings = plan.warnings.clone();
+    make_cgroup(&cgroup, spec, &mut undo, &mut warnings)?;
+
+    let listener = local_socket::listen_at(&place.socket()).map_err(parent("listen for start"))?;
+    let (ours, theirs) = local_socket::pair().map_err(parent("socketpair"))?;
+    let mut child = prepare(spec, &plan, options, record.state(Status::Creating), theirs, listener)?;
+    let mut how = how(&plan, &cgroup)?;
+    take_pid_namespace(&mut child, &mut how, &plan);
+    let (mut spawned, ours, lock) = spawn(&how, child, ours, lock).map_err(parent("clone into namespaces"))?;
+    record.pid = spawned.pid;
+
+    let conversation = Conversation { spec, plan: &plan, record: &record, cgroup: &cgroup, sync: &ours };
+    let console = conversation.hold(how.cgroup.is_some(), &mut warnings).map_err(|error| why(error, &mut spawned))?;
+    record.pid_started = record::start_time(record.pid).ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
+    place.write(&record)?;
+    sync::send_order(&ours, Order::Commit).map_err(parent("commit"))?;
+    undo.is_armed = false;
+    drop(lock);
+    let pid = spawned.pid;
+    let pidfd = spawned.release().ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
+    Ok(Created { pid, pidfd, console, warnings })
+}
+
+/// A child that vanished may have been killed for memory; say how it ended.
+fn why(error: Error, spawned: &mut Spawned) -> Error {
+    match (error, spawned.pidfd()) {
+        (Error::ChildVanished(_), Some(pidfd)) => match runtime_linux::pidfd::wait(pidfd) {
+            Ok(runtime_linux::pidfd::Exit::Signal(signal)) => Error::ChildVanished(format!(
+                "killed by signal {signal}; a memory limit that is too small for the start of a process does this"
+            )),
+            Ok(exit) => Error::ChildVanished(format!("exit code {}", exit.code())),
+            Err(errno) => Error::ChildVanished(errno.desc().to_owned()),
+        },
+        (error, _) => error,
+    }
+}
+
+pub(crate) fn cgroup_path(spec: &Spec, id: &ContainerId) -> Result<String, Error> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(format!("/{id}")) };
+    let bad = |reason| Err(invalid("linux.cgroupsPath", reason));
+    let Some(text) = path.to_str() else { return bad("is not UTF-8") };
+    let trimmed = text.trim_matches('/');
+    if trimmed.is_empty() {
+        return bad("is the root cgroup, which holds the host's own processes");
+    }
+    Ok(format!("/{trimmed}"))
+}
+
+fn plan(bundle: &Bundle, id: &ContainerId, options: &CreateOptions, cgroup: &Cgroup) -> Result<Plan, Error> {
+    let wants_cgroup_mount = bundle
+        .spec()
+        .mounts()
+        .iter()
+        .flatten()
+        .any(|mount| matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")));
+    let context = Context {
+        bundle: bundle.dir(),
+        rootfs: options.rootfs.as_ref(),
+        root_change: options.root_change,
+        keyring: (!options.keep_keyring).then(|| format!("_ses.{id}")),
+        cgroup: if wants_cgroup_mount { view(cgroup)? } else { CgroupView::V1 { hierarchies: Vec::new() } },
+        preserve_fds: options.preserve_fds,
+    };
+    Plan::new(bundle.spec(), &context)
+}
+
+/// The host's hierarchies as a container's /sys/fs/cgroup shows them.
+fn view(cgroup: &Cgroup) -> Result<CgroupView, Error> {
+    let below = |mount: &Path| mount.join(cgroup.path().trim_start_matches('/'));
+    if cgroup.hierarchy().mode() == Mode::Unified {
+        let own = cgroup.hierarchy().unified_root().map(below).unwrap_or_default();
+        return Ok(CgroupView::V2 { own });
+    }
+    let path = PathBuf::from("/proc/self/mountinfo");
+    let table = std::fs::read_to_string(&path).map_err(|source| Error::Read { path, source })?;
+    Ok(CgroupView::V1 { hierarchies: table.lines().filter_map(|line| v1_mount(line, &below)).collect() })
+}
+
+/// A line of proc_pid_mountinfo(5): (directory, controllers as a mount option, the container's own directory) for a v1 hierarchy.
+fn v1_mount(line: &str, below: &impl Fn(&Path) -> PathBuf) -> Option<(String, String, PathBuf)> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut right = right.split(' ');
+    if right.next()? != "cgroup" {
+        return None;
+    }
+    let mount = Path::new(left.split(' ').nth(4)?);
+    let options: Vec<&str> = right.nth(1)?.split(',').collect();
+    let named = options.iter().find(|option| option.starts_with("name="));
+    let ignored = ["rw", "ro", "xattr", "noprefix", "clone_children", "none"];
+    let controllers = match named {
+        Some(name) => format!("none,{name}"),
+        None => {
+            let known = options.iter().filter(|option| !ignored.contains(option) && !option.contains('='));
+            known.copied().collect::<Vec<_>>().join(",")
+        }
+    };
+    Some((mount.file_name()?.to_str()?.to_owned(), controllers, below(mount)))
+}
+
+fn new_record(bundle: &Bundle, id: &ContainerId, plan: &Plan, options: &CreateOptions, cgroup: &Cgroup) -> Record {
+    let spec = bundle.spec();
+    let rootfs = match (&options.rootfs, spec.root()) {
+        (None, Some(root)) => bundle.dir().join(root.path()),
+        _ => bundle.dir().join("rootfs"),
+    };
+    let hooks = |pick: fn(&Hooks) -> &Option<Vec<Hook>>| {
+        spec.hooks().as_ref().and_then(|hooks| pick(hooks).clone()).unwrap_or_default()
+    };
+    Record {
+        version: Record::version(),
+        oci_version: spec.version().clone(),
+        id: id.to_string(),
+        bundle: bundle.dir().to_owned(),
+        rootfs,
+        created: record::timestamp(SystemTime::now()),
+        annotations: spec.annotations().clone().unwrap_or_default(),
+        pid: 0,
+        pid_started: 0,
+        cgroup: cgroup.path().to_owned(),
+        namespaces: plan.namespaces.all().into_iter().map(|kind| kind.file_name().to_owned()).collect(),
+        chroot: plan.setup.iter().any(|step| matches!(step, Step::Chroot)),
+        poststart: hooks(|hooks| hooks.poststart()),
+        poststop: hooks(|hooks| hooks.poststop()),
+    }
+}
+
+/// What is undone when `create` fails, in this order after the process itself.
+#[derive(Debug)]
+struct Undo<'a> {
+    place: &'a Place,
+    cgroup: Option<Cgroup>,
+    is_armed: bool,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if self.is_armed {
+            // The first error is the one that matters; what stays is what `delete --force` finds by the record.
+            let removed = self.cgroup.take().is_none_or(|cgroup| cgroup.remove().is_ok());
+            if removed {
+                let _kept = self.place.remove();
+            }
+        }
+    }
+}
+
+fn make_cgroup(cgroup: &Cgroup, spec: &Spec, undo: &mut Undo<'_>, warnings: &mut Vec<String>) -> Result<(), Error> {
+    if cgroup.exists() {
+        // Ours to fill, not to kill: `delete` ends what is in the cgroup.
+        if !cgroup.pids_recursive()?.is_empty() {
+            return Err(Error::CgroupInUse { path: cgroup.path().to_owned() });
+        }
+    }
+    undo.cgroup = Some(cgroup.clone());
+    Cgroup::create(cgroup.hierarchy(), cgroup.path())?;
+    if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        warnings.extend(cgroup.apply(resources)?.iter().map(ToString::to_string));
+    }
+    Ok(())
+}
+
+fn prepare<'plan>(
+    spec: &'plan Spec,
+    plan: &'plan Plan,
+    options: CreateOptions,
+    state: State,
+    sync: OwnedFd,
+    listener: OwnedFd,
+) -> Result<Child<'plan>, Error> {
+    let process = spec.process().as_ref().ok_or_else(|| invalid("process", "is missing"))?;
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let notifies = plan.start.iter().any(|step| matches!(step, Step::Seccomp(filter) if filter.notifies()));
+    let agent = match profile.filter(|_| notifies).and_then(|profile| profile.listener_path().as_ref()) {
+        Some(path) => {
+            let step = format!("connect to the seccomp agent at {}", path.display());
+            let socket = local_socket::connect_to(path, nix::sys::socket::SockType::Stream).map_err(parent(step))?;
+            let metadata = profile.and_then(|profile| profile.listener_metadata().clone()).unwrap_or_default();
+            Some((socket, metadata))
+        }
+        None => None,
+    };
+    let mut joins = Vec::new();
+    for (kind, path) in &plan.namespaces.join {
+        let step = format!("open {} namespace {}", kind.file_name(), path.display());
+        let fd = namespace::open_path(path).map_err(parent(step))?;
+        joins.push(Join { fd, flags: kind.flag() });
+    }
+    let stdio = options.stdio;
+    Ok(Child {
+        sync,
+        listener: Some(listener),
+        joins,
+        chroot: None,
+        sources: open_sources(&plan.sources, plan)?,
+        stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
+        setup: &plan.setup,
+        start: &plan.start,
+        arguments: process.args().as_deref().unwrap_or(&[]),
+        environment: process.env().as_deref().unwrap_or(&[]),
+        terminal: TerminalUser { uid: process.user().uid() },
+        hooks: spec.hooks().as_ref(),
+        state,
+        agent,
+    })
+}
+
+/// Detached copies of the host's trees. One that only a device refers to may be missing: that step then says so.
+fn open_sources(sources: &[Source], plan: &Plan) -> Result<Vec<Option<OwnedFd>>, Error> {
+    let is_device =
+        |index: usize| plan.setup.iter().any(|step| matches!(step, Step::Device(node) if node.bind == Some(index)));
+    let mut opened = Vec::with_capacity(sources.len());
+    for (index, source) in sources.iter().enumerate() {
+        let tree = if source.recursive { Tree::CloneRecursive } else { Tree::Clone };
+        match mount::open_tree(nix::fcntl::AT_FDCWD, &source.path, tree) {
+            Ok(tree) => opened.push(Some(tree)),
+            Err(Errno::ENOENT) if is_device(index) => opened.push(None),
+            Err(errno) => return Err(parent(format!("open mount source {}", source.path.display()))(errno)),
+        }
+    }
+    Ok(opened)
+}
+
+fn how(plan: &Plan, cgroup: &Cgroup) -> Result<Spawn, Error> {
+    let joins_others = plan.namespaces.join.iter().any(|(kind, _)| !matches!(kind, Kind::Pid | Kind::User));
+    let joins_user = plan.namespaces.join.iter().any(|(kind, _)| *kind == Kind::User);
+    let has_process_between = joins_user || joins_others && plan.namespaces.is_new(LinuxNamespaceType::User);
+    let unified = cgroup.hierarchy().mode() == Mode::Unified;
+    Ok(Spawn {
+        flags: plan.namespaces.clone_flags(),
+        pid_namespace: None,
+        has_process_between,
+        cgroup: if unified && !has_process_between { cgroup.open_dir_fd()? } else { None },
+    })
+}
+
+/// Only children enter a PID namespace, so it is joined by who clones.
+fn take_pid_namespace(child: &mut Child<'_>, how: &mut Spawn, plan: &Plan) {
+    if let Some(index) = plan.namespaces.join.iter().position(|(kind, _)| *kind == Kind::Pid) {
+        how.pid_namespace = Some(child.joins.remove(index).fd);
+    }
+}
+
+/// The parent's side of the setup.
+struct Conversation<'a> {
+    spec: &'a Spec,
+    plan: &'a Plan,
+    record: &'a Record,
+    cgroup: &'a Cgroup,
+    sync: &'a OwnedFd,
+}
+
+impl Conversation<'_> {
+    fn hold(&self, is_in_cgroup: bool, warnings: &mut Vec<String>) -> Result<Option<OwnedFd>, Error> {
+        let pid = self.record.pid;
+        if self.plan.namespaces.is_new(LinuxNamespaceType::User) {
+            // user_namespaces(7): who has no CAP_SETGID in the parent namespace must deny setgroups first.
+            let is_root = nix::unistd::geteuid().is_root();
+            let setgroups = if is_root { Setgroups::Allow } else { Setgroups::Deny };
+            let proc = Proc::host().map_err(parent("open /proc"))?;
+            idmap::write(&proc, pid, &self.plan.namespaces.maps, setgroups).map_err(parent("write id maps"))?;
+        }
+        if !is_in_cgroup {
+            self.cgroup.add(pid)?;
+        }
+        // A child that died has said why, if it could; its report is worth more than our EPIPE.
+        let _dead = sync::send_order(self.sync, Order::Go(pid));
+        let mut console = None;
+        loop {
+            match sync::receive_report(self.sync) {
+                Ok(Some(Report::Ready)) => return Ok(console),
+                Ok(Some(Report::Console(master))) => console = Some(master),
+                Ok(Some(Report::Warning(text))) => warnings.push(text),
+                Ok(Some(Report::Failed(fault))) => return Err(child_error(&fault, &self.plan.setup, &self.plan.start)),
+                Ok(Some(Report::NeedHooks)) => {
+                    self.runtime_hooks()?;
+                    sync::send_order(self.sync, Order::HooksDone).map_err(parent("go on after hooks"))?;
+                }
+                Ok(Some(Report::Spawned { .. })) => return Err(parent("set up the container")(Errno::EPROTO)),
+                Ok(None) | Err(Errno::EPIPE) => return Err(Error::ChildVanished(String::new())),
+                Err(errno) => return Err(parent("set up the container")(errno)),
+            }
+        }
+    }
+
+    fn runtime_hooks(&self) -> Result<(), Error> {
+        let Some(all) = self.spec.hooks() else { return Ok(()) };
+        let state = self.record.state(Status::Creating);
+        let run = |kind, list: &Option<Vec<Hook>>| {
+            hooks::run(kind, list.as_deref().unwrap_or(&[]), &state).map_err(|error| Error::Hook(error.to_string()))
+        };
+        #[allow(deprecated, reason = "runtime-spec 1.3 still has prestart hooks, and callers still use them")]
+        run(HookKind::Prestart, all.prestart())?;
+        run(HookKind::CreateRuntime, all.create_runtime())
+    }
+}
+
+/// The step's own words around what the child reported.
+pub(crate) fn child_error(fault: &Fault, setup: &[Step], start: &[Step]) -> Error {
+    let index = usize::try_from(fault.step).unwrap_or(usize::MAX);
+    let step =
+        setup.iter().chain(start).nth(index).map_or_else(|| "enter the container".to_owned(), ToString::to_string);
+    Error::Child(Failure { step, errno: fault.errno, detail: fault.detail.clone() })
+}
+
+/// The terminal's master to whoever listens at `--console-socket`.
+pub fn send_console(socket: &Path, console: &OwnedFd) -> Result<(), Error> {
+    let step = || format!("send the terminal to {}", socket.display());
+    let stream = local_socket::connect_to(socket, nix::sys::socket::SockType::Stream).map_err(parent(step()))?;
+    // runc's protocol: the name of the slave as the message, which nobody needs.
+    runtime_linux::fd_passing::send(&stream, b"/dev/pts/ptmx", &[console.as_fd()]).map(drop).map_err(parent(step()))
+}

@@ -1,0 +1,232 @@
+//! The steps themselves, and how each is printed. A printed step is what an error message names.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use runtime_linux::capability::Sets;
+use runtime_linux::idmap::Maps;
+use runtime_linux::mount::Overlay;
+use runtime_linux::process::Scheduling;
+use runtime_linux::rlimit::Resource;
+use runtime_linux::seccomp::Filter;
+
+/// When the container's own hooks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    CreateContainer,
+    StartContainer,
+}
+
+/// Attributes of one mount, and of it with everything below.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MountAttributes {
+    pub set: u64,
+    pub clear: u64,
+    pub recursive_set: u64,
+    pub recursive_clear: u64,
+    /// `MS_SHARED` and so on with true for recursive, in the order given.
+    pub propagation: Vec<(u64, bool)>,
+}
+
+/// One option of a file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Data {
+    Flag(String),
+    Value(String, String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IdMapping {
+    pub maps: Maps,
+    pub recursive: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FilesystemMount {
+    pub kind: String,
+    pub source: Option<String>,
+    pub data: Vec<Data>,
+    /// tmpfs: starts with a copy of what it hides.
+    pub copy_up: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BindMount {
+    /// Into `Plan::sources`.
+    pub source: usize,
+    pub idmap: Option<IdMapping>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CgroupMount {
+    /// cgroup2 as the cgroup namespace shows it.
+    V2,
+    /// The container's own directory, bound.
+    Bound { source: usize },
+    /// A tmpfs with one mount per hierarchy: (directory, `Some(controllers)` to mount or `None` to bind the source).
+    V1 { hierarchies: Vec<(String, String, Option<usize>)> },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MountStep {
+    Filesystem(FilesystemMount),
+    Bind(BindMount),
+    Cgroup(CgroupMount),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceNode {
+    pub path: PathBuf,
+    /// `b`, `c`, `p`.
+    pub letter: char,
+    pub major: u64,
+    pub minor: u64,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// In a user namespace, where mknod is forbidden: the host's own node, into `Plan::sources`.
+    pub bind: Option<usize>,
+}
+
+/// What the container's init does, in order.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Session,
+    Keyring(String),
+    /// Becomes the root of the user namespace.
+    NamespaceRoot,
+    CgroupNamespace,
+    TimeNamespace(String),
+    OomScoreAdjust(i32),
+    /// Of everything inherited, so that nothing of ours reaches the host.
+    Propagation(u64),
+    RootBind {
+        source: usize,
+    },
+    RootOverlay(Overlay),
+    /// No mount namespace: only the root directory changes.
+    RootDirectory(PathBuf),
+    Mount {
+        destination: PathBuf,
+        attributes: MountAttributes,
+        mount: MountStep,
+    },
+    Device(DeviceNode),
+    /// A symlink of /dev: (path, target).
+    Link(PathBuf, PathBuf),
+    /// A terminal from the container's devpts, bound on /dev/console where the container has its own /dev.
+    Console {
+        bind: bool,
+        columns: u16,
+        rows: u16,
+    },
+    RuntimeHooks,
+    Hooks(Moment),
+    PivotRoot,
+    Chroot,
+    RootPropagation(u64),
+    RootReadonly,
+    ReadonlyPath(PathBuf),
+    MaskedPath(PathBuf),
+    Hostname(String),
+    Domainname(String),
+    Sysctl {
+        key: String,
+        path: PathBuf,
+        value: String,
+    },
+    AppArmor(String),
+    Stdio {
+        uid: u32,
+    },
+    Rlimit {
+        name: String,
+        resource: Resource,
+        soft: u64,
+        hard: u64,
+    },
+    Scheduler(Scheduling),
+    IoPriority {
+        class: u8,
+        level: u8,
+    },
+    Affinity(Vec<usize>),
+    MemoryPolicy {
+        mode: i32,
+        nodes: Vec<usize>,
+    },
+    Personality(u64),
+    NoNewPrivileges,
+    /// Bounding set, identity, the other sets; `keep_admin` holds CAP_SYS_ADMIN until the seccomp filter is loaded.
+    Identity {
+        uid: u32,
+        gid: u32,
+        groups: Option<Vec<u32>>,
+        capabilities: Sets,
+        keep_admin: bool,
+    },
+    Umask(u32),
+    WorkingDirectory(PathBuf),
+    FindProgram,
+    CloseDescriptors {
+        preserve: u32,
+    },
+    Seccomp(Box<Filter>),
+    /// The sets as they are to be, once CAP_SYS_ADMIN has served.
+    FinalCapabilities(Sets),
+    Exec,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Session => f.write_str("start a new session"),
+            Self::Keyring(name) => write!(f, "join new session keyring {name}"),
+            Self::NamespaceRoot => f.write_str("become root of the user namespace"),
+            Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),
+            Self::TimeNamespace(_) => f.write_str("unshare the time namespace and set its offsets"),
+            Self::OomScoreAdjust(value) => write!(f, "set oom_score_adj to {value}"),
+            Self::Propagation(_) => f.write_str("cut mount propagation to the host"),
+            Self::RootBind { .. } => f.write_str("bind the root file system"),
+            Self::RootOverlay(overlay) => write!(f, "mount overlay of {} layers as root", overlay.lower.len()),
+            Self::RootDirectory(path) => write!(f, "open root directory {}", path.display()),
+            Self::Mount { destination, mount, .. } => match mount {
+                MountStep::Filesystem(mount) => write!(f, "mount {} at {}", mount.kind, destination.display()),
+                MountStep::Bind(_) => write!(f, "bind mount at {}", destination.display()),
+                MountStep::Cgroup(_) => write!(f, "mount cgroup at {}", destination.display()),
+            },
+            Self::Device(node) => write!(f, "create device {}", node.path.display()),
+            Self::Link(path, target) => write!(f, "link {} to {}", path.display(), target.display()),
+            Self::Console { .. } => f.write_str("open a terminal"),
+            Self::RuntimeHooks => f.write_str("run prestart and createRuntime hooks"),
+            Self::Hooks(Moment::CreateContainer) => f.write_str("run createContainer hooks"),
+            Self::Hooks(Moment::StartContainer) => f.write_str("run startContainer hooks"),
+            Self::PivotRoot => f.write_str("pivot_root"),
+            Self::Chroot => f.write_str("chroot"),
+            Self::RootPropagation(_) => f.write_str("set propagation of /"),
+            Self::RootReadonly => f.write_str("make / read-only"),
+            Self::ReadonlyPath(path) => write!(f, "make {} read-only", path.display()),
+            Self::MaskedPath(path) => write!(f, "mask {}", path.display()),
+            Self::Hostname(name) => write!(f, "set hostname {name}"),
+            Self::Domainname(name) => write!(f, "set domainname {name}"),
+            Self::Sysctl { key, value, .. } => write!(f, "set sysctl {key} to {value}"),
+            Self::AppArmor(profile) => write!(f, "set AppArmor profile {profile} for exec"),
+            Self::Stdio { uid } => write!(f, "give the standard streams to uid {uid}"),
+            Self::Rlimit { name, soft, hard, .. } => write!(f, "set {name} to {soft}:{hard}"),
+            Self::Scheduler(_) => f.write_str("set the scheduler"),
+            Self::IoPriority { class, level } => write!(f, "set I/O priority class {class} level {level}"),
+            Self::Affinity(cpus) => write!(f, "set CPU affinity {cpus:?}"),
+            Self::MemoryPolicy { .. } => f.write_str("set the memory policy"),
+            Self::Personality(value) => write!(f, "set personality {value:#x}"),
+            Self::NoNewPrivileges => f.write_str("set no_new_privs"),
+            Self::Identity { uid, gid, .. } => write!(f, "set capabilities and become uid {uid} gid {gid}"),
+            Self::Umask(mask) => write!(f, "set umask {mask:04o}"),
+            Self::WorkingDirectory(path) => write!(f, "change to working directory {}", path.display()),
+            // runc's words, which podman and the kubelet look for.
+            Self::FindProgram | Self::Exec => f.write_str("exec"),
+            Self::CloseDescriptors { preserve } => write!(f, "close descriptors from {} on at exec", 3 + preserve),
+            Self::Seccomp(filter) => write!(f, "load seccomp filter of {} instructions", filter.program.len()),
+            Self::FinalCapabilities(_) => f.write_str("drop CAP_SYS_ADMIN"),
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! What is known of a container between two calls: `state.json` and `config.json` in its directory, and the socket it waits at.
+//!
+//! The directory is taken by `mkdir`, so of two creators one wins, and is locked (flock) while it is made or removed. Writes are atomic.
+//! Invariant: the record says where the cgroup is before the cgroup is made, and who the process is before the process is let go on, so
+//! whoever finds the directory can clean up, whenever its maker was killed.
+
+use std::collections::HashMap;
+use std::fs::{DirBuilder, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use oci_spec::runtime::Hook;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::status::{State, Status};
+use crate::{ContainerId, StateRoot};
+
+/// The version of the record. A reader takes its own and older ones.
+const VERSION: u32 = 1;
+
+/// The facts of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub version: u32,
+    pub oci_version: String,
+    pub id: String,
+    pub bundle: PathBuf,
+    pub rootfs: PathBuf,
+    /// RFC 3339, UTC.
+    pub created: String,
+    #[serde(default)]
+    pub annotations: HashMap<String, String>,
+    /// 0 until there is one.
+    pub pid: i32,
+    /// Clock ticks after boot, field 22 of /proc/PID/stat: tells the process from a later one of the same pid.
+    pub pid_started: u64,
+    pub cgroup: String,
+    /// File names below /proc/PID/ns of what an exec joins.
+    pub namespaces: Vec<String>,
+    /// The root is not the mount namespace's own.
+    #[serde(default)]
+    pub chroot: bool,
+    /// Hooks of the time after `create`, so that nobody has to read the whole configuration again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub poststart: Vec<Hook>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub poststop: Vec<Hook>,
+}
+
+/// A container's directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    dir: PathBuf,
+    id: String,
+}
+
+/// Held while a container is made or removed.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "held for its Drop, which unlocks")] Flock<File>);
+
+impl Place {
+    pub(crate) fn new(root: &StateRoot, id: &ContainerId) -> Self {
+        Self { dir: root.dir().join(id.as_str()), id: id.as_str().to_owned() }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.join("start.sock")
+    }
+
+    /// Takes the id: makes the directory and locks it.
+    pub(crate) fn take(&self) -> Result<Lock, Error> {
+        let write = |source| Error::Write { path: self.dir.clone(), source };
+        let mut builder = DirBuilder::new();
+        builder.mode(0o700);
+        match builder.create(&self.dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let parent = self.dir.parent().unwrap_or(Path::new("/"));
+                DirBuilder::new().mode(0o711).recursive(true).create(parent).map_err(write)?;
+                builder.create(&self.dir)
+            }
+            other => other,
+        }
+        .map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => Error::Exists { id: self.id.clone() },
+            _ => write(error),
+        })?;
+        self.lock()
+    }
+
+    /// Locks an existing directory; `Busy` where somebody else holds it.
+    pub(crate) fn lock(&self) -> Result<Lock, Error> {
+        let dir = File::open(&self.dir).map_err(|error| self.missing_or_read(error))?;
+        match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Lock(lock)),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(Error::Busy { id: self.id.clone() }),
+            Err((_, errno)) => Err(Error::Write { path: self.dir.clone(), source: errno.into() }),
+        }
+    }
+
+    fn missing_or_read(&self, error: std::io::Error) -> Error {
+        match error.kind() {
+            ErrorKind::NotFound => Error::NotFound { id: self.id.clone() },
+            _ => Error::Read { path: self.dir.clone(), source: error },
+        }
+    }
+
+    pub(crate) fn write_config(&self, raw: &[u8]) -> Result<(), Error> {
+        let path = self.dir.join("config.json");
+        // Not read before the record says that there is a container, so it need not be atomic.
+        std::fs::write(&path, raw).map_err(|source| Error::Write { path, source })
+    }
+
+    pub(crate) fn config(&self) -> Result<oci_spec::runtime::Spec, Error> {
+        let path = self.dir.join("config.json");
+        let raw = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        crate::bundle::parse(&raw).map_err(|source| Error::Parse { path, source })
+    }
+
+    /// Replaces the record: a reader sees the old one or the new one, whole.
+    pub(crate) fn write(&self, record: &Record) -> Result<(), Error> {
+        let (path, temporary) = (self.dir.join("state.json"), self.dir.join("state.json.new"));
+        let text = serde_json::to_vec(record).map_err(|source| Error::Parse { path: path.clone(), source })?;
+        let write = || {
+            File::create(&temporary)?.write_all(&text)?;
+            std::fs::rename(&temporary, &path)
+        };
+        // Not synced: the directory is in /run and its truth ends with the boot.
+        write().map_err(|source| Error::Write { path: path.clone(), source })
+    }
+
+    /// `None` where the maker was killed before it wrote one.
+    pub(crate) fn read(&self) -> Result<Option<Record>, Error> {
+        let path = self.dir.join("state.json");
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return if self.dir.is_dir() { Ok(None) } else { Err(Error::NotFound { id: self.id.clone() }) };
+            }
+            Err(source) => return Err(Error::Read { path, source }),
+        };
+        let record: Record =
+            serde_json::from_slice(&text).map_err(|source| Error::Parse { path: path.clone(), source })?;
+        if record.version > VERSION {
+            return Err(Error::NewerRecord { path, version: record.version });
+        }
+        Ok(Some(record))
+    }
+
+    /// The record of a container that is there.
+    pub(crate) fn load(&self) -> Result<Record, Error> {
+        self.read()?.ok_or_else(|| match self.lock() {
+            // Nobody is making it any more.
+            Ok(_) => Error::Unfinished { id: self.id.clone() },
+            Err(error) => error,
+        })
+    }
+
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::Write { path: self.dir.clone(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Record {
+    pub(crate) fn version() -> u32 {
+        VERSION
+    }
+
+    /// Whether its process is there, and is that process.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.pid > 0 && start_time(self.pid).is_some_and(|started| started == self.pid_started)
+    }
+
+    /// The status that its facts amount to; `is_frozen` is asked only for one that runs.
+    pub(crate) fn status(&self, place: &Place, is_frozen: impl FnOnce() -> bool) -> Status {
+        if self.pid == 0 {
+            return if matches!(place.lock(), Err(Error::Busy { .. })) { Status::Creating } else { Status::Stopped };
+        }
+        if !self.is_alive() {
+            Status::Stopped
+        } else if place.socket().exists() {
+            Status::Created
+        } else if is_frozen() {
+            Status::Paused
+        } else {
+            Status::Running
+        }
+    }
+
+    pub(crate) fn state(&self, status: Status) -> State {
+        State {
+            oci_version: self.oci_version.clone(),
+            id: self.id.clone(),
+            pid: if status == Status::Stopped { 0 } else { self.pid },
+            status,
+            bundle: self.bundle.clone(),
+            rootfs: self.rootfs.clone(),
+            created: self.created.clone(),
+            annotations: self.annotations.clone(),
+            owner: String::new(),
+        }
+    }
+}
+
+/// When a process started; `None` for one that is gone or a zombie.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // proc_pid_stat(5): the name in parentheses may hold anything, so count from the last one.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    if matches!(fields.next()?, "Z" | "X" | "x") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// RFC 3339 with nanoseconds, UTC.
+pub fn timestamp(now: std::time::SystemTime) -> String {
+    let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Days to a civil date, by eras of 400 years that begin in March (Howard Hinnant, "chrono-compatible low-level date algorithms").
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{:09}Z", second % 60, since.subsec_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn times_are_civil() {
+        for (seconds, expect) in [
+            (0, "1970-01-01T00:00:00.000000005Z"),
+            (951_782_399, "2000-02-28T23:59:59.000000005Z"),
+            (951_782_400, "2000-02-29T00:00:00.000000005Z"),
+            (1_794_873_600, "2026-11-17T00:00:00.000000005Z"),
+        ] {
+            assert_eq!(timestamp(UNIX_EPOCH + Duration::new(seconds, 5)), expect);
+        }
+    }
+
+    #[test]
+    fn a_first_version_record_is_read() {
+        let text = r#"{"version":1,"oci_version":"1.0.2","id":"a","bundle":"/b","rootfs":"/b/rootfs",
+            "created":"1970-01-01T00:00:00Z","pid":1,"pid_started":2,"cgroup":"/a","namespaces":["mnt","pid"]}"#;
+        let record: Record = serde_json::from_str(text).expect("record");
+        assert_eq!((record.pid, record.chroot, record.namespaces.len()), (1, false, 2));
+    }
+
+    #[test]
+    fn only_one_takes_an_id() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let place = Place::new(&StateRoot::new(dir.path().join("deep/er")), &ContainerId::parse("x").expect("id"));
+        let lock = place.take().expect("take");
+        assert!(matches!(place.take(), Err(Error::Exists { .. })));
+        assert!(matches!(place.lock(), Err(Error::Busy { .. })));
+        assert!(matches!(place.load(), Err(Error::Busy { .. })));
+        drop(lock);
+        assert!(matches!(place.load(), Err(Error::Unfinished { .. })));
+        place.remove().expect("remove");
+        assert!(matches!(place.load(), Err(Error::NotFound { .. })));
+    }
+
+    #[test]
+    fn our_own_start_is_known() {
+        let pid = i32::try_from(std::process::id()).expect("pid");
+        assert!(start_time(pid).is_some_and(|started| started > 0));
+        assert_eq!(start_time(i32::MAX), None);
+    }
+}

@@ -1,0 +1,129 @@
+//! The clone: from a prepared `Child` to a process in its namespaces.
+//!
+//! Mostly one clone3. A process in between is needed where namespaces must be joined before others are made: with a user namespace that
+//! is joined, the new ones must belong to it; with a new one, what is joined belongs to the host, and from inside cannot be joined any
+//! more.
+
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use runtime_linux::clone::{CLONE_PARENT, Cloned, clone, exit_now};
+use runtime_linux::namespace::{self, Kind};
+use runtime_linux::pidfd;
+
+use crate::child::{self, Child};
+use crate::sync::{self, BEFORE_STEPS, Fault, Report};
+
+/// How the process comes to be.
+#[derive(Debug)]
+pub(crate) struct Spawn {
+    /// `CLONE_NEW*`.
+    pub flags: u64,
+    /// Joined by the parent around the clone, since only children enter it: a namespace file or a pidfd.
+    pub pid_namespace: Option<OwnedFd>,
+    pub has_process_between: bool,
+    pub cgroup: Option<OwnedFd>,
+}
+
+/// A process that is killed and reaped unless it is released.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    pub pid: i32,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Spawned {
+    /// The process goes on by itself.
+    pub(crate) fn release(mut self) -> Option<OwnedFd> {
+        self.pidfd.take()
+    }
+
+    pub(crate) fn pidfd(&self) -> Option<&OwnedFd> {
+        self.pidfd.as_ref()
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        if let Some(pidfd) = self.pidfd.take() {
+            // It may have ended already; then there is only the reaping left, and a caller that ignores SIGCHLD has no child to reap.
+            let _ended = pidfd::send_signal(&pidfd, nix::libc::SIGKILL);
+            let _reaped = pidfd::wait(&pidfd);
+        }
+    }
+}
+
+/// Clones. `ours` (the parent's end of the socket pair) and `own` (locks) are what only the parent keeps: they come back, and the child
+/// lets go of them, or it would never see its parent's end.
+pub(crate) fn spawn<T>(spawn: &Spawn, child: Child<'_>, ours: OwnedFd, own: T) -> Result<(Spawned, OwnedFd, T), Errno> {
+    if spawn.has_process_between {
+        return spawn_between(spawn, child, ours, own);
+    }
+    let home = match &spawn.pid_namespace {
+        Some(target) => {
+            let home = namespace::open_path(std::path::Path::new("/proc/self/ns/pid"))?;
+            namespace::join(target, Kind::Pid.flag())?;
+            Some(home)
+        }
+        None => None,
+    };
+    let cloned = clone(spawn.flags, spawn.cgroup.as_ref().map(std::os::fd::AsFd::as_fd));
+    match cloned {
+        Ok(Cloned::Child) => {
+            drop((ours, own));
+            child::run(child)
+        }
+        other => {
+            if let Some(home) = home {
+                namespace::join(&home, Kind::Pid.flag())?;
+            }
+            match other? {
+                Cloned::Parent { pid, pidfd } => Ok((Spawned { pid, pidfd: Some(pidfd) }, ours, own)),
+                Cloned::Child => exit_now(1),
+            }
+        }
+    }
+}
+
+fn spawn_between<T>(
+    spawn: &Spawn,
+    mut child: Child<'_>,
+    ours: OwnedFd,
+    own: T,
+) -> Result<(Spawned, OwnedFd, T), Errno> {
+    match clone(0, None)? {
+        Cloned::Child => {
+            drop((ours, own));
+            let report = match between(spawn, &mut child) {
+                Ok(Cloned::Child) => child::run(child),
+                Ok(Cloned::Parent { pid, pidfd }) => Report::Spawned { pid, pidfd },
+                Err(errno) => {
+                    let detail = "join namespaces".to_owned();
+                    Report::Failed(Fault { step: BEFORE_STEPS, errno: errno as i32, detail })
+                }
+            };
+            let _gone = sync::send_report(&child.sync, &report);
+            exit_now(0)
+        }
+        Cloned::Parent { pidfd: between, .. } => {
+            drop(child);
+            let report = sync::receive_report(&ours);
+            pidfd::wait(&between)?;
+            match report? {
+                Some(Report::Spawned { pid, pidfd }) => Ok((Spawned { pid, pidfd: Some(pidfd) }, ours, own)),
+                Some(Report::Failed(fault)) => Err(Errno::from_raw(fault.errno)),
+                _ => Err(Errno::EPROTO),
+            }
+        }
+    }
+}
+
+fn between(spawn: &Spawn, child: &mut Child<'_>) -> Result<Cloned, Errno> {
+    for join in child.joins.drain(..) {
+        namespace::join(&join.fd, join.flags)?;
+    }
+    if let Some(target) = &spawn.pid_namespace {
+        namespace::join(target, Kind::Pid.flag())?;
+    }
+    clone(spawn.flags | CLONE_PARENT, None)
+}

@@ -1,0 +1,73 @@
+//! `start`: the word to a created container's init, and its last answer.
+
+use nix::errno::Errno;
+use nix::sys::socket::SockType;
+use runtime_linux::local_socket;
+
+use crate::create::{child_error, parent};
+use crate::error::Error;
+use crate::hooks::{self, Kind};
+use crate::plan::Step;
+use crate::record::{Place, Record};
+use crate::status::Status;
+use crate::sync::{self, Report};
+use crate::{ContainerId, StateRoot};
+
+pub(crate) const START: u8 = b'S';
+
+/// Lets a created container's process run; an `execve` that fails is reported here.
+pub fn start(root: &StateRoot, id: &ContainerId) -> Result<(), Error> {
+    let place = Place::new(root, id);
+    let record = place.load()?;
+    let wrong = |status| Err(Error::WrongStatus { id: id.to_string(), operation: "start", status });
+    match record.status(&place, || false) {
+        Status::Created => {}
+        status => return wrong(status),
+    }
+    let socket = place.socket();
+    let starter = match local_socket::connect_to(&socket, SockType::SeqPacket) {
+        Ok(starter) => starter,
+        Err(errno @ (Errno::ECONNREFUSED | Errno::ENOENT)) => {
+            // Started by another, who was killed before it could remove the socket, or was quicker than us.
+            remove_socket(&socket)?;
+            return if record.is_alive() { wrong(Status::Running) } else { Err(parent("start")(errno)) };
+        }
+        Err(errno) => return Err(parent("connect to the waiting process")(errno)),
+    };
+    nix::unistd::write(&starter, &[START]).map_err(parent("start"))?;
+    // Silence and the end of the socket is an exec that worked.
+    let answer =
+        sync::receive_report(&starter).or_else(|errno| if errno == Errno::EPIPE { Ok(None) } else { Err(errno) });
+    remove_socket(&socket)?;
+    if let Some(Report::Failed(fault)) = answer.map_err(parent("wait for exec"))? {
+        return Err(start_error(&place, &fault));
+    }
+    poststart(&record)
+}
+
+fn remove_socket(socket: &std::path::Path) -> Result<(), Error> {
+    match std::fs::remove_file(socket) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::Write { path: socket.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// After the wait there are few steps, and each says by itself what it is; the plan is not made again for its words.
+fn start_error(place: &Place, fault: &sync::Fault) -> Error {
+    let has_hooks = place
+        .config()
+        .ok()
+        .and_then(|spec| spec.hooks().as_ref().map(|hooks| hooks.start_container().iter().flatten().count() > 0))
+        .unwrap_or(false);
+    let step =
+        if has_hooks && fault.errno == 0 { Step::Hooks(crate::plan::Moment::StartContainer) } else { Step::Exec };
+    child_error(&sync::Fault { step: 0, ..fault.clone() }, &[step], &[])
+}
+
+/// runtime-spec 1.3, "Lifecycle" 9: a poststart hook that fails is logged by runc and ends the container; here the caller hears of it.
+fn poststart(record: &Record) -> Result<(), Error> {
+    let state = record.state(Status::Running);
+    hooks::run(Kind::Poststart, &record.poststart, &state).map_err(|error| Error::Hook(error.to_string()))
+}
