@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
-use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Hook, Hooks, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Spec};
 use runtime_linux::cgroup::{Cgroup, Mode};
 use runtime_linux::idmap::{self, Setgroups};
 use runtime_linux::local_socket;
@@ -195,9 +195,37 @@ fn make_cgroup(cgroup: &Cgroup, spec: &Spec, undo: &mut Undo<'_>, warnings: &mut
     undo.cgroup = Some(cgroup.clone());
     Cgroup::create(cgroup.hierarchy(), cgroup.path())?;
     if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
-        warnings.extend(cgroup.apply(resources)?.iter().map(ToString::to_string));
+        let mut resources = resources.clone();
+        if let Some(devices) = resources.devices_mut() {
+            devices.extend(DEFAULT_DEVICES.iter().map(|(major, minor, access)| device_rule(*major, *minor, access)));
+        }
+        warnings.extend(cgroup.apply(&resources)?.iter().map(ToString::to_string));
     }
     Ok(())
+}
+
+/// What a container with device rules may always use: its nodes can be made (`m` of anything: a node alone opens nothing), and those of
+/// runtime-spec 1.3, "Default Devices", with terminals, can be opened.
+const DEFAULT_DEVICES: [(Option<i64>, Option<i64>, &str); 9] = [
+    (None, None, "m"),
+    (Some(1), Some(3), "rwm"),
+    (Some(1), Some(5), "rwm"),
+    (Some(1), Some(7), "rwm"),
+    (Some(1), Some(8), "rwm"),
+    (Some(1), Some(9), "rwm"),
+    (Some(5), Some(0), "rwm"),
+    (Some(5), Some(2), "rwm"),
+    (Some(136), None, "rwm"),
+];
+
+fn device_rule(major: Option<i64>, minor: Option<i64>, access: &str) -> LinuxDeviceCgroup {
+    let mut rule = LinuxDeviceCgroup::default();
+    rule.set_allow(true)
+        .set_typ(Some(LinuxDeviceType::C))
+        .set_major(major)
+        .set_minor(minor)
+        .set_access(Some(access.to_owned()));
+    rule
 }
 
 fn prepare<'plan>(

@@ -31,7 +31,8 @@ impl fmt::Display for Failure {
             write!(formatter, ": {}", self.detail)?;
         }
         if self.errno != 0 {
-            write!(formatter, ": {}", Errno::from_raw(self.errno).desc())?;
+            // In lower case, as a part of a sentence and as podman and the kubelet look for it.
+            write!(formatter, ": {}", Errno::from_raw(self.errno).desc().to_ascii_lowercase())?;
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ pub use delete::{Deletion, delete};
 pub use error::{Error, Failure};
 pub use exec::{configured_process, exec};
 pub use id::ContainerId;
-pub use operations::{Target, cgroup, kill, list, pause, processes, resume, state, update};
+pub use operations::{Listed, Target, cgroup, kill, list, pause, processes, resume, state, update};
 pub use options::{CreateOptions, Created, ExecOptions, Execed, RootChange, Stdio};
 pub use record::timestamp;
 pub use root::StateRoot;

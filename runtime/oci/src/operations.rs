@@ -85,17 +85,17 @@ pub fn kill(root: &StateRoot, id: &ContainerId, signal: i32, target: Target) -> 
 
 pub fn state(root: &StateRoot, id: &ContainerId) -> Result<State, Error> {
     let place = Place::new(root, id);
-    let record = match place.load() {
-        Ok(record) => record,
-        Err(error) => return Err(error),
-    };
+    let record = place.load()?;
     let frozen = || root.cgroup(&record.cgroup).and_then(|cgroup| Ok(cgroup.is_frozen()?)).unwrap_or(false);
     let status = record.status(&place, frozen);
     Ok(record.state(status))
 }
 
+/// One container of a listing.
+pub type Listed = (ContainerId, Result<State, Error>);
+
 /// Every container below the root, by id; one whose record cannot be read is an error of its own.
-pub fn list(root: &StateRoot) -> Result<Vec<(ContainerId, Result<State, Error>)>, Error> {
+pub fn list(root: &StateRoot) -> Result<Vec<Listed>, Error> {
     let read = |source| Error::Read { path: root.dir().to_owned(), source };
     let entries = match std::fs::read_dir(root.dir()) {
         Ok(entries) => entries,

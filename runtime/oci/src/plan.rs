@@ -66,7 +66,7 @@ impl Plan {
     pub(crate) fn new(spec: &Spec, context: &Context<'_>) -> Result<Self, Error> {
         let linux = spec.linux().as_ref().ok_or_else(|| invalid("linux", "this runtime runs Linux containers only"))?;
         let mut plan = Self {
-            namespaces: Namespaces::plan(spec, linux)?,
+            namespaces: Namespaces::plan(linux)?,
             sources: Vec::new(),
             setup: Vec::new(),
             start: Vec::new(),

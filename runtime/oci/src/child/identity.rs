@@ -33,7 +33,11 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
         Step::Umask(mask) => drop(umask(Mode::from_bits_truncate(*mask))),
         Step::WorkingDirectory(path) => working_directory(path)?,
         Step::FindProgram => held.program = Some(find_program(child)?),
-        Step::CloseDescriptors { preserve } => close_descriptors(*preserve)?,
+        Step::CloseDescriptors { preserve } => {
+            // Nothing of the host's is open when the working directory is chosen (CVE-2024-21626).
+            *held = Held::default();
+            close_descriptors(*preserve)?;
+        }
         other => return Err(Refusal::words(format!("{other} is not a step of a process"))),
     }
     Ok(())

@@ -71,7 +71,7 @@ pub(crate) enum Command {
         id: String,
     },
     /// Run a further process in a container.
-    Exec(Exec),
+    Exec(Box<Exec>),
     /// List containers.
     #[command(visible_alias = "ls")]
     List(List),

@@ -32,7 +32,7 @@ pub(crate) fn exec(root: &StateRoot, exec: &Exec, reporter: &Reporter) -> Result
     write_pid_file(exec.pid_file.as_deref(), pid)?;
     let Some(signals) = signals else { return Ok(0) };
     let console = foreground::Console::new(console, terminal)?;
-    foreground::wait(&pidfd, signals, console)
+    foreground::wait(&pidfd, &signals, console)
 }
 
 fn process(mut process: Process, exec: &Exec) -> Result<Process, Error> {

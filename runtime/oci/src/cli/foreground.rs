@@ -120,7 +120,7 @@ fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> bool {
 }
 
 /// Until the process ends: its exit code, 128 + signal for a signal.
-pub(crate) fn wait(process: &OwnedFd, signals: Signals, mut console: Option<Console>) -> Result<u8, Error> {
+pub(crate) fn wait(process: &OwnedFd, signals: &Signals, mut console: Option<Console>) -> Result<u8, Error> {
     let wait = || Error::errno("wait for the process");
     let mut is_open = console.is_some();
     loop {

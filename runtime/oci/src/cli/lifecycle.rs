@@ -115,7 +115,7 @@ pub(crate) fn run(root: &StateRoot, run: &Run, reporter: &Reporter) -> Result<u8
     let console = foreground::Console::new(created.console, terminal && !run.detach).map_err(undo)?;
     runtime_oci::start(root, &id).map_err(|error| undo(error.into()))?;
     let Some(signals) = signals else { return Ok(0) };
-    let code = foreground::wait(&created.pidfd, signals, console);
+    let code = foreground::wait(&created.pidfd, &signals, console);
     if !run.keep {
         runtime_oci::delete(root, &id, Deletion::Force)?;
     }

@@ -34,7 +34,7 @@ pub(crate) fn kind(typ: LinuxNamespaceType) -> Kind {
 }
 
 impl Namespaces {
-    pub(super) fn plan(spec: &Spec, linux: &Linux) -> Result<Self, Error> {
+    pub(super) fn plan(linux: &Linux) -> Result<Self, Error> {
         let mut namespaces = Self::default();
         for namespace in linux.namespaces().iter().flatten() {
             let typ = namespace.typ();
@@ -61,10 +61,9 @@ impl Namespaces {
                 return Err(invalid("linux.uidMappings", "a new user namespace needs uidMappings and gidMappings"));
             }
             namespaces.maps = maps;
-        } else if !namespaces.has(LinuxNamespaceType::User) && !(maps.uids.is_empty() && maps.gids.is_empty()) {
+        } else if !(namespaces.has(LinuxNamespaceType::User) || maps.uids.is_empty() && maps.gids.is_empty()) {
             return Err(invalid("linux.uidMappings", "needs a user namespace in linux.namespaces"));
         }
-        let _ = spec;
         Ok(namespaces)
     }
 
