@@ -1,0 +1,117 @@
+//! /eviction: a deletion that asks the pod's disruption budget first.
+
+use control_plane_api::{Cause, CauseType, Object, Status, selector::Selector, status::Details};
+use http::{Request, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::{
+    body::Body,
+    cache::Cached,
+    status::Outcome,
+    verb::{Call, decode, delete, delete_options::DeleteOptions, respond, write},
+};
+
+const POLICY: &str = "policy";
+const BUDGETS: &str = "poddisruptionbudgets";
+
+pub(super) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Response<Body>> {
+    let body = decode::Sent::read(request).await?;
+    let eviction = decode::object_of(&mut call, &body, (POLICY, "v1", "Eviction"))?;
+    if !eviction.name().is_empty() && eviction.name() != call.path.name {
+        return Err(Status::bad_request("name in URL does not match name in Eviction object").into());
+    }
+    let text = |path: &[&str]| eviction.str_at(path).map(str::to_owned);
+    let options = DeleteOptions {
+        grace_seconds: eviction.i64_at(&["deleteOptions", "gracePeriodSeconds"]),
+        uid: text(&["deleteOptions", "preconditions", "uid"]),
+        resource_version: text(&["deleteOptions", "preconditions", "resourceVersion"]),
+        dry_run: call.dry_run()? || !eviction.list_at(&["deleteOptions", "dryRun"]).is_empty(),
+        propagation: None,
+    };
+    call.path.subresource.clear();
+    let pod = call.read().await?.object();
+    let phase = pod.str_at(&["status", "phase"]).unwrap_or("");
+    // A pod that does not run disrupts nothing, and one that is going already is not asked about again.
+    if !matches!(phase, "Succeeded" | "Failed" | "Pending") && !pod.is_deleting() {
+        ask_budget(&call, &pod, options.dry_run).await?;
+    }
+    delete::delete(&mut call, &options).await?;
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    respond::value(&call, StatusCode::CREATED, &status)
+}
+
+/// Takes one disruption from the budget that covers the pod.
+async fn ask_budget(call: &Call, pod: &Object, dry_run: bool) -> Outcome<()> {
+    let budgets: Vec<Object> = covering(call, pod);
+    let budget = match &budgets[..] {
+        [] => return Ok(()),
+        [one] => one,
+        _ => {
+            let why =
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+            return Err(Status::internal(why).into());
+        }
+    };
+    let ready = pod.list_at(&["status", "conditions"]).iter().any(|condition| {
+        let text = |key: &str| condition.get(key).and_then(Value::as_str);
+        text("type") == Some("Ready") && text("status") == Some("True")
+    });
+    let count = |field: &str| budget.i64_at(&["status", field]).unwrap_or(0);
+    let always = budget.str_at(&["spec", "unhealthyPodEvictionPolicy"]) == Some("AlwaysAllow");
+    // An unhealthy pod is no loss while enough others are healthy.
+    if !ready && (always || (count("currentHealthy") >= count("desiredHealthy") && count("desiredHealthy") > 0)) {
+        return Ok(());
+    }
+    if dry_run {
+        return if count("disruptionsAllowed") > 0 { Ok(()) } else { Err(refused(budget).into()) };
+    }
+    let row = control_plane_api::row(POLICY, "v1", BUDGETS).ok_or_else(|| Status::internal("no budgets"))?;
+    let mut other = call.clone();
+    other.row = row;
+    budget.name().clone_into(&mut other.path.name);
+    "status".clone_into(&mut other.path.subresource);
+    POLICY.clone_into(&mut other.path.group);
+    BUDGETS.clone_into(&mut other.path.resource);
+    let now = control_plane_api::object::rfc3339(call.now);
+    let name = pod.name().to_owned();
+    let produce = &mut |_: &mut Call, live: &Object| {
+        if live.generation() > live.i64_at(&["status", "observedGeneration"]).unwrap_or(0) {
+            let why = "The disruption budget has not been processed yet; try again.";
+            return Err(Status::too_many_requests(why, 10).into());
+        }
+        let allowed = live.i64_at(&["status", "disruptionsAllowed"]).unwrap_or(0);
+        if allowed <= 0 {
+            return Err(refused(live).into());
+        }
+        let mut next = live.clone();
+        next.set(&["status", "disruptionsAllowed"], allowed - 1);
+        next.set(&["status", "disruptedPods", name.as_str()], now.as_str());
+        Ok(next)
+    };
+    write::change(&mut other, produce).await?;
+    Ok(())
+}
+
+fn refused(budget: &Object) -> Status {
+    let needed = budget.i64_at(&["status", "desiredHealthy"]).unwrap_or(0);
+    let healthy = budget.i64_at(&["status", "currentHealthy"]).unwrap_or(0);
+    let mut status = Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0);
+    let message =
+        format!("The disruption budget {} needs {needed} healthy pods and has {healthy} currently", budget.name());
+    // Its cause has a reason of its own upstream, `DisruptionBudget`; the message is what people read.
+    let cause = Cause { kind: CauseType::Internal, field: String::new(), message };
+    status.details = Some(Details { causes: vec![cause], ..Details::default() });
+    status
+}
+
+fn covering(call: &Call, pod: &Object) -> Vec<Object> {
+    let Some(budgets) = call.kernel.cache.of(POLICY, BUDGETS) else { return Vec::new() };
+    let prefix = format!("{}{}/", budgets.prefix(), pod.namespace());
+    let snapshot = budgets.snapshot();
+    let objects = snapshot.range(&prefix, "").map(|cached: &std::sync::Arc<Cached>| cached.object());
+    let selects = |budget: &Object| {
+        let selector = budget.at(&["spec", "selector"]).and_then(|value| Selector::from_value(value).ok());
+        selector.is_some_and(|selector| selector.matches_object(pod))
+    };
+    objects.filter(selects).collect()
+}

@@ -1,0 +1,10 @@
+//! The server against its callers: stock kubectl, and a client inside the process.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../../examples/standalone/pki.rs"]
+#[allow(dead_code, reason = "shared with the example, which keeps its certificates on disk")]
+mod pki;
+
+mod kubectl;
+mod server;
