@@ -60,10 +60,16 @@ impl Images {
         let mut plans = plans.iter();
         while let (Some(ready), Some(plan)) = (layers.next().await, plans.next()) {
             let ready = ready?;
-            let Some(aside) = ready.aside else { continue };
+            if ready.aside.is_none() {
+                continue;
+            }
             let owned = plan.clone();
             self.blocking(move |inner| {
-                inner.install_layer(aside, &owned.chain_id, &owned.diff_id, owned.parent.as_ref())
+                // With its guard: a pull that is given up must not let another in before this is done.
+                let Ready { aside, _guard } = ready;
+                aside.map_or(Ok(()), |aside| {
+                    inner.install_layer(aside, &owned.chain_id, &owned.diff_id, owned.parent.as_ref())
+                })
             })
             .await?;
             progress.tell(Event::LayerDone { layer: plan.blob.digest.clone() });

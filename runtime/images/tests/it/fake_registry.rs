@@ -24,6 +24,8 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
     /// Close the connection after so many bytes of the body.
     pub(crate) break_after: Option<usize>,
+    /// Send so many bytes of the body and then nothing, until the other side goes away.
+    pub(crate) stall_after: Option<usize>,
 }
 
 impl Answer {
@@ -161,8 +163,11 @@ fn write_answer(mut stream: &TcpStream, request: &Request, answer: &Answer) -> b
     }
     head.push_str("\r\n");
     let body = if request.method == "HEAD" { &[][..] } else { &answer.body[..] };
-    let sent = answer.break_after.map_or(body.len(), |limit| limit.min(body.len()));
+    let sent = answer.break_after.or(answer.stall_after).map_or(body.len(), |limit| limit.min(body.len()));
     let written = stream.write_all(head.as_bytes()).is_ok() && stream.write_all(&body[..sent]).is_ok();
+    if sent < body.len() && answer.stall_after.is_some() {
+        let _ = std::io::Read::read(&mut stream, &mut [0]);
+    }
     if sent < body.len() {
         let _ = stream.shutdown(std::net::Shutdown::Both);
         return false;

@@ -87,6 +87,82 @@ async fn the_next_process_resumes_what_a_dead_one_began() {
     assert!(store.names_in("partial").is_empty() && store.names_in("tmp").is_empty());
 }
 
+/// What `the_next_process_resumes_after_a_kill` kills. Does nothing by itself.
+#[tokio::test]
+async fn pull_until_killed() {
+    let (Ok(dir), Ok(image)) = (std::env::var(KILLED_DIR), std::env::var(KILLED_IMAGE)) else { return };
+    let images = Images::open(Config::new(dir)).unwrap();
+    let outcome = images.pull(&Reference::parse(&image).unwrap(), None, Progress::silent()).await;
+    panic!("the pull was to be killed, but ended: {outcome:?}");
+}
+
+const KILLED_DIR: &str = "SAMPAN_TEST_KILLED_DIR";
+const KILLED_IMAGE: &str = "SAMPAN_TEST_KILLED_IMAGE";
+
+#[tokio::test]
+async fn the_next_process_resumes_after_a_kill() {
+    let sample = Sample::small();
+    let big = sample.layers[0].clone();
+    let (stalled, wanted) = (Arc::new(AtomicUsize::new(1)), big.clone());
+    let switch = Arc::clone(&stalled);
+    let registry = FakeRegistry::with(move |request, mut honest| {
+        if request.path.contains(&wanted) && switch.load(Ordering::Relaxed) == 1 {
+            honest.stall_after = Some(honest.body.len() / 2);
+        }
+        honest
+    });
+    registry.add("app", "v1", &sample);
+    let reference = registry.reference("app:v1");
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "faults::pull_until_killed", "--nocapture"])
+        .env(KILLED_DIR, dir.path())
+        .env(KILLED_IMAGE, reference.to_string())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let partial = dir.path().join("partial").join(big.replace(':', "-"));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while fs::metadata(&partial).map_or(0, |meta| meta.len()) < 100_000 {
+        assert!(std::time::Instant::now() < deadline, "the child writes no partial file");
+        tokio::task::yield_now().await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    stalled.store(0, Ordering::Relaxed);
+    let before = registry.seen().len();
+    let images = Images::open(Config::new(dir.path())).unwrap();
+    assert!(fs::read_dir(dir.path().join("tmp")).unwrap().next().is_none());
+    images.pull(&reference, None, Progress::silent()).await.unwrap();
+    let again = registry.seen()[before..].iter().find(|r| r.path.contains(&big)).unwrap().headers.get("range").cloned();
+    assert!(again.is_some_and(|range| range != "bytes=0-"));
+}
+
+#[tokio::test]
+async fn collecting_garbage_never_harms_a_pull() {
+    let registry = FakeRegistry::start();
+    registry.add("app", "v1", &Sample::small());
+    let store = Store::new();
+    let reference = registry.reference("app:v1");
+    let stop = tokio_util::sync::CancellationToken::new();
+    let (images, until) = (store.images.clone(), stop.clone());
+    let collecting = tokio::spawn(async move {
+        while !until.is_cancelled() {
+            images.collect_garbage().await.unwrap();
+        }
+    });
+    for _ in 0..10 {
+        let image = store.images.pull(&reference, None, Progress::silent()).await.unwrap();
+        let overlay = store.images.prepare(&image.id.to_string(), "k").await.unwrap();
+        store.images.remove(&image.id.to_string()).await.unwrap();
+        assert_eq!(fs::read_to_string(overlay.lower[0].join("etc/name")).unwrap(), "top");
+        store.images.release("k").await.unwrap();
+    }
+    stop.cancel();
+    collecting.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_damaged_partial_file_is_not_believed() {
     let sample = Sample::small();
