@@ -24,6 +24,7 @@ pub mod print;
 pub mod qos;
 pub mod scale;
 pub mod strategy;
+pub mod validate;
 
 pub mod merge;
 pub mod proto;
