@@ -17,6 +17,7 @@ pub mod namespace;
 pub mod pidfd;
 pub mod proc;
 pub mod process;
+pub mod reap;
 pub mod rlimit;
 pub mod rooted;
 pub mod seccomp;

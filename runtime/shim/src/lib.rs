@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod config;
+pub mod orphan;
 pub mod protocol;
 pub mod record;
 pub mod socket;

@@ -1,0 +1,137 @@
+//! One client's connection: frames in, frames out, neither ever waited for.
+//!
+//! A client that does not read its answers is not read from either beyond [`QUEUE_BYTES_MAX`]; events for it are then dropped and counted,
+//! and it is told how many once it reads again.
+
+use super::reactor::{Reactor, Watched};
+use super::server::Source;
+use nix::errno::Errno;
+use nix::sys::epoll::EpollFlags;
+use runtime_linux::fd_passing;
+use runtime_shim::protocol::{Call, Message};
+use runtime_shim::wire::{Decoder, encode};
+use runtime_shim::{Event, Failure, Reply};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// What may wait for one client.
+const QUEUE_BYTES_MAX: usize = 256 * 1024;
+/// Descriptors sent ahead of their request's last byte; more is a broken client.
+const FDS_WAITING_MAX: usize = 16;
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    socket: Watched<UnixStream, Source>,
+    decoder: Decoder,
+    pub(crate) fds: VecDeque<OwnedFd>,
+    queue: VecDeque<Frame>,
+    queued_bytes: usize,
+    pub(crate) subscribed: bool,
+    lost: u64,
+}
+
+#[derive(Debug)]
+struct Frame {
+    bytes: Vec<u8>,
+    sent: usize,
+    fd: Option<OwnedFd>,
+}
+
+/// The connection is of no more use.
+#[derive(Debug)]
+pub(crate) struct Gone;
+
+impl Connection {
+    pub(crate) fn new(stream: UnixStream, source: Source, reactor: &mut Reactor<Source>) -> Result<Self, Gone> {
+        stream.set_nonblocking(true).map_err(|_| Gone)?;
+        let mut socket = Watched::new(stream, source);
+        socket.watch(reactor, EpollFlags::EPOLLIN).map_err(|_| Gone)?;
+        Ok(Self {
+            socket,
+            decoder: Decoder::default(),
+            fds: VecDeque::new(),
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            subscribed: false,
+            lost: 0,
+        })
+    }
+
+    /// Reads once what is there.
+    pub(crate) fn receive(&mut self) -> Result<(), Gone> {
+        let mut buffer = [0; 8192];
+        match fd_passing::receive(self.socket.get(), &mut buffer, &mut self.fds) {
+            Ok(0) => Err(Gone),
+            Ok(count) if self.fds.len() <= FDS_WAITING_MAX => {
+                self.decoder.push(&buffer[..count]);
+                Ok(())
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
+            Ok(_) | Err(_) => Err(Gone),
+        }
+    }
+
+    /// The next whole request, unless answers have piled up.
+    pub(crate) fn next_call(&mut self) -> Result<Option<Call>, Gone> {
+        if self.queued_bytes > QUEUE_BYTES_MAX {
+            return Ok(None);
+        }
+        self.decoder.decode().map_err(|_| Gone)
+    }
+
+    pub(crate) fn answer(&mut self, seq: u64, result: Result<Reply, Failure>, fd: Option<OwnedFd>) {
+        self.push(&Message::Reply { seq, result }, fd);
+    }
+
+    pub(crate) fn tell(&mut self, event: &Event) {
+        if self.queued_bytes > QUEUE_BYTES_MAX {
+            self.lost += 1;
+        } else {
+            self.push(&Message::Event(event.clone()), None);
+        }
+    }
+
+    fn push(&mut self, message: &Message, fd: Option<OwnedFd>) {
+        // A message of ours is always valid JSON; an Info beyond the frame limit would be 4 MiB of containers.
+        let Ok(bytes) = encode(message) else { return };
+        self.queued_bytes += bytes.len();
+        self.queue.push_back(Frame { bytes, sent: 0, fd });
+    }
+
+    /// Sends what is taken and sets what to wait for.
+    pub(crate) fn flush(&mut self, reactor: &mut Reactor<Source>) -> Result<(), Gone> {
+        while let Some(frame) = self.queue.front_mut() {
+            let fds: Vec<_> = frame.fd.iter().map(AsFd::as_fd).collect();
+            match fd_passing::send(self.socket.get(), &frame.bytes[frame.sent..], &fds) {
+                Ok(count) => {
+                    frame.sent += count;
+                    frame.fd = None;
+                    self.queued_bytes -= count;
+                    if frame.sent == frame.bytes.len() {
+                        self.queue.pop_front();
+                    }
+                }
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(_) => return Err(Gone),
+            }
+            if self.queue.is_empty() && self.lost > 0 {
+                let events = std::mem::take(&mut self.lost);
+                self.push(&Message::Event(Event::Lost { events }), None);
+            }
+        }
+        let mut flags = EpollFlags::empty();
+        if self.queued_bytes <= QUEUE_BYTES_MAX {
+            flags |= EpollFlags::EPOLLIN;
+        }
+        if !self.queue.is_empty() {
+            flags |= EpollFlags::EPOLLOUT;
+        }
+        self.socket.watch(reactor, flags).map_err(|_| Gone)
+    }
+
+    pub(crate) fn close(self, reactor: &mut Reactor<Source>) {
+        self.socket.close(reactor);
+    }
+}
