@@ -128,6 +128,15 @@ impl Namespace {
         })?
     }
 
+    /// Another handle to the same namespace.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    pub fn try_clone(&self) -> Result<Self, NamespaceError> {
+        let file = self.file.try_clone().map_err(|source| NamespaceError::Open { path: OWN.into(), source })?;
+        Ok(Self { file })
+    }
+
     /// Whether both are the same namespace.
     #[must_use]
     pub fn is_same(&self, other: &Namespace) -> bool {

@@ -201,6 +201,14 @@ impl Batch {
         self.push(label, &RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, THERE)
     }
 
+    /// A single address that is only for this machine: the kernel does not choose it as a source.
+    pub fn add_host_address(&mut self, index: u32, address: IpAddr) -> &mut Self {
+        let mut message = address_message(index, address, if address.is_ipv4() { 32 } else { 128 });
+        message.header.scope = AddressScope::Host;
+        let label = format!("add address {address} to link {index}");
+        self.push(label, &RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, THERE)
+    }
+
     /// Removes an address; one that is gone is fine.
     pub fn delete_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> &mut Self {
         let message = address_message(index, address, prefix);

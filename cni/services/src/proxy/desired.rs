@@ -1,0 +1,149 @@
+//! What all Services together want, what the kernel has, and the difference. Pure.
+//!
+//! Several Services may want the same element (a pod behind two Services, two Services with one external address);
+//! every claim is kept and the first Service by name wins, so the outcome does not depend on the order of events.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::Ipv4Addr;
+
+use super::elements::{Chain, Item, Key, SetKind, Target};
+use crate::catalog::ServiceName;
+
+/// Claims and what is installed.
+#[derive(Debug, Default)]
+pub struct Desired {
+    claims: HashMap<Key, BTreeMap<ServiceName, Target>>,
+    by_owner: HashMap<ServiceName, Vec<Key>>,
+    installed: HashMap<Key, Target>,
+    touched: HashSet<Key>,
+}
+
+/// Steps from the installed to the wanted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// With their old targets; a change of target is a removal and an addition.
+    pub removed: Vec<Item>,
+    /// With their new targets.
+    pub added: Vec<Item>,
+    /// Used by what is added and not before.
+    pub new_chains: BTreeSet<Chain>,
+    /// Not used any more.
+    pub old_chains: BTreeSet<Chain>,
+}
+
+impl Changes {
+    /// Whether nothing is to be done.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.removed.is_empty() && self.added.is_empty()
+    }
+
+    /// Keys of endpoints that changed.
+    #[must_use]
+    pub fn targets(&self) -> HashSet<Key> {
+        let all = self.removed.iter().chain(&self.added).map(|(key, _)| key);
+        all.filter(|key| key.set != SetKind::Hairpin && key.set != SetKind::AffinityLive).cloned().collect()
+    }
+}
+
+impl Desired {
+    /// Replaces all that one Service wants.
+    pub fn replace(&mut self, owner: &ServiceName, items: Vec<Item>) {
+        for key in self.by_owner.remove(owner).unwrap_or_default() {
+            if let Some(claims) = self.claims.get_mut(&key) {
+                claims.remove(owner);
+                if claims.is_empty() {
+                    self.claims.remove(&key);
+                }
+            }
+            self.touched.insert(key);
+        }
+        let mut keys = Vec::with_capacity(items.len());
+        for (key, target) in items {
+            self.touched.insert(key.clone());
+            keys.push(key.clone());
+            self.claims.entry(key).or_default().insert(owner.clone(), target);
+        }
+        if !keys.is_empty() {
+            self.by_owner.insert(owner.clone(), keys);
+        }
+    }
+
+    /// The difference since the last [`Desired::commit`].
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        let mut changes = Changes::default();
+        for key in &self.touched {
+            let (have, want) = (self.installed.get(key), self.effective(key));
+            if have == want {
+                continue;
+            }
+            changes.removed.extend(have.map(|target| (key.clone(), target.clone())));
+            changes.added.extend(want.map(|target| (key.clone(), target.clone())));
+        }
+        if changes.removed.iter().chain(&changes.added).any(|(_, target)| matches!(target, Target::Chain(_))) {
+            let (before, after) = (chains(self.installed.values()), self.wanted_chains());
+            changes.new_chains = after.difference(&before).copied().collect();
+            changes.old_chains = before.difference(&after).copied().collect();
+        }
+        changes
+    }
+
+    /// The kernel has all of it now.
+    pub fn commit(&mut self) {
+        for key in std::mem::take(&mut self.touched) {
+            match self.effective(&key).cloned() {
+                Some(target) => self.installed.insert(key, target),
+                None => self.installed.remove(&key),
+            };
+        }
+    }
+
+    /// All elements wanted.
+    pub fn wanted(&self) -> impl Iterator<Item = Item> {
+        self.claims.iter().filter_map(|(key, claims)| Some((key.clone(), claims.values().next()?.clone())))
+    }
+
+    /// All chains wanted.
+    #[must_use]
+    pub fn wanted_chains(&self) -> BTreeSet<Chain> {
+        chains(self.claims.values().filter_map(|claims| claims.values().next()))
+    }
+
+    /// Keys of all ways in, and of those without endpoints.
+    #[must_use]
+    pub fn wanted_targets(&self) -> HashSet<Key> {
+        let is_front = |key: &&Key| !matches!(key.set, SetKind::Hairpin | SetKind::AffinityLive | SetKind::Endpoints);
+        self.claims.keys().filter(is_front).cloned().collect()
+    }
+
+    /// The endpoints behind the way in that a key belongs to.
+    #[must_use]
+    pub fn endpoints_of(&self, key: &Key) -> Vec<(Ipv4Addr, u16)> {
+        let front = match key.set {
+            SetKind::NodePorts | SetKind::RefusedNodePorts => [&[0; 4][..], &key.bytes].concat(),
+            _ => key.bytes.get(..12).unwrap_or_default().to_vec(),
+        };
+        let at = |index: u32| {
+            let bytes = [&front[..], &index.to_ne_bytes()].concat();
+            match self.effective(&Key { set: SetKind::Endpoints, bytes }) {
+                Some(Target::Endpoint(address, port)) => Some((*address, *port)),
+                _ => None,
+            }
+        };
+        (0..).map_while(at).collect()
+    }
+
+    fn effective(&self, key: &Key) -> Option<&Target> {
+        self.claims.get(key)?.values().next()
+    }
+}
+
+fn chains<'a>(targets: impl Iterator<Item = &'a Target>) -> BTreeSet<Chain> {
+    targets
+        .filter_map(|target| match target {
+            Target::Chain(chain) => Some(*chain),
+            _ => None,
+        })
+        .collect()
+}
