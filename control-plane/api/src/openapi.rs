@@ -3,13 +3,16 @@
 //! Version 3 comes one document per group and version, version 2 as one document in JSON and in gnostic's protobuf.
 //! Nothing is cached here. Invariant: every `$ref` points into the same document.
 
+mod definitions;
 mod gnostic;
 mod paths;
-mod types;
+mod published;
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
+
+pub use self::published::Published;
 
 use crate::row::rows;
 use crate::schema::{self, Type};
@@ -56,7 +59,7 @@ pub fn v3(group: &str, group_version: &str, version: &str, texts: &dyn Descripti
     if paths.is_empty() {
         return None;
     }
-    let schemas = types::definitions(&roots, Dialect::V3, texts);
+    let schemas = definitions::of_types(&roots, Dialect::V3, texts);
     Some(json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": version}, "paths": paths,
         "components": {"schemas": schemas}}))
 }
@@ -69,7 +72,7 @@ pub fn v2(version: &str, texts: &dyn Descriptions) -> Value {
         paths::add(row, Dialect::V2, &mut paths);
         roots.extend(types_of(row));
     }
-    let definitions = types::definitions(&roots, Dialect::V2, texts);
+    let definitions = definitions::of_types(&roots, Dialect::V2, texts);
     json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": version}, "paths": paths,
         "definitions": definitions})
 }

@@ -101,9 +101,12 @@ fn items<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
+/// The check of a name's syntax: what is wrong with the text.
+type Syntax = fn(&str) -> Vec<String>;
+
 /// Each fault of a text as an invalid value.
-fn refuse(path: &str, value: &str, faults: Vec<String>, causes: &mut Causes) {
-    causes.extend(faults.iter().map(|why| Cause::invalid_str(path, value, why)));
+fn refuse(path: &str, value: &str, faults: impl IntoIterator<Item = String>, causes: &mut Causes) {
+    causes.extend(faults.into_iter().map(|why| Cause::invalid_str(path, value, &why)));
 }
 
 const NOT_NEGATIVE: &str = "must be greater than or equal to 0";

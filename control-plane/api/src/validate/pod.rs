@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{Causes, affinity, container, items, metadata, not_negative, one_of, refuse, text, volume};
+use super::{Causes, Syntax, affinity, container, items, metadata, not_negative, one_of, refuse, text, volume};
 use crate::{Cause, Object, name};
 
 /// The spec of a pod or of a template, at `path`.
@@ -69,7 +69,7 @@ pub(super) fn check(spec: &Value, path: &str, causes: &mut Causes) {
 }
 
 fn names_of(spec: &Value, path: &str, causes: &mut Causes) {
-    let syntaxes: [(&str, fn(&str) -> Vec<String>); 6] = [
+    let syntaxes: [(&str, Syntax); 6] = [
         ("hostname", name::dns1123_label),
         ("subdomain", name::dns1123_label),
         ("serviceAccountName", name::dns1123_subdomain),

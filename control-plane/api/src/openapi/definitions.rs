@@ -15,7 +15,7 @@ const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
 const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
 
 /// The definitions of the roots and of everything that they refer to.
-pub(super) fn definitions(
+pub(super) fn of_types(
     roots: &BTreeSet<&'static str>,
     dialect: Dialect,
     texts: &dyn Descriptions,

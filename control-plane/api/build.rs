@@ -1,0 +1,90 @@
+//! Collects the descriptions of every built-in type for the OpenAPI documents out of the crate `k8s-openapi`.
+//!
+//! The crate is read, not compiled: its `schemars` feature holds the published texts by JSON name, and building it a
+//! second time would cost more than the whole package. Without its sources the documents have no texts, and all else
+//! works; the build says so.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The Kubernetes release whose texts are taken; the feature that the workspace enables.
+const RELEASE: &str = "src/v1_36";
+
+fn main() {
+    directive("rerun-if-changed=build.rs");
+    let mut out = String::new();
+    match sources() {
+        Some(root) => {
+            directive(&format!("rerun-if-changed={}", root.display()));
+            collect(&root, &mut out);
+        }
+        None => directive("warning=k8s-openapi's sources were not found: `kubectl explain` will show no descriptions"),
+    }
+    let target = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("descriptions.tsv");
+    fs::write(&target, out).expect("OUT_DIR can be written");
+}
+
+#[allow(clippy::print_stdout, reason = "standard output is how a build script speaks to cargo")]
+fn directive(text: &str) {
+    println!("cargo::{text}");
+}
+
+/// The directory of the crate's release, as cargo's own metadata tells it.
+fn sources() -> Option<PathBuf> {
+    let cargo = std::env::var_os("CARGO")?;
+    let manifest = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR")?).join("Cargo.toml");
+    let output = Command::new(cargo)
+        .args(["metadata", "--offline", "--format-version", "1", "--manifest-path"])
+        .arg(manifest)
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    // One path of a known shape is wanted out of two megabytes of JSON.
+    let manifests = text.split("\"manifest_path\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let found = manifests.map(Path::new).find(|path| {
+        let folder = path.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
+        folder.starts_with("k8s-openapi") && !folder.contains("derive")
+    });
+    Some(found?.parent()?.join(RELEASE)).filter(|root| root.is_dir())
+}
+
+fn collect(folder: &Path, out: &mut String) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            collect(&path, out);
+        } else if let Ok(text) = fs::read_to_string(&path) {
+            read(&text, out);
+        }
+    }
+}
+
+/// Writes `=type<TAB>text` and `field<TAB>text` lines; the texts keep their escapes.
+fn read(text: &str, out: &mut String) {
+    let mut type_name = None;
+    let mut field = "";
+    for line in text.lines() {
+        let trimmed = line.trim_start();
+        let indent = line.len() - trimmed.len();
+        if let Some(rest) =
+            trimmed.strip_prefix('"').filter(|_| indent == 8).and_then(|rest| rest.strip_suffix("\".into()"))
+        {
+            type_name = Some(rest);
+            field = "";
+        } else if let (16, Some(name)) = (indent, trimmed.strip_prefix('"').and_then(|rest| rest.strip_suffix("\": {")))
+        {
+            field = name;
+        } else if let Some(description) =
+            trimmed.strip_prefix("\"description\": \"").and_then(|rest| rest.strip_suffix("\","))
+        {
+            match (type_name, indent) {
+                (Some(name), 12) => out.push_str(&format!("={name}\t{description}\n")),
+                (Some(_), 20) if !field.is_empty() => out.push_str(&format!("{field}\t{description}\n")),
+                _ => {}
+            }
+        }
+    }
+}
