@@ -9,14 +9,14 @@ use oci_spec::runtime::{Hook, Hooks, LinuxDeviceCgroup, LinuxDeviceType, LinuxNa
 use runtime_linux::cgroup::{Cgroup, Mode};
 use runtime_linux::idmap::{self, Setgroups};
 use runtime_linux::local_socket;
-use runtime_linux::mount::{self, Tree};
+use runtime_linux::mount::{self, Change, Reach, Tree, attribute};
 use runtime_linux::namespace::{self, Kind};
 use runtime_linux::proc::Proc;
 
 use crate::child::{Child, Join, TerminalUser};
 use crate::error::{Error, Failure};
 use crate::hooks::{self, Kind as HookKind};
-use crate::plan::{CgroupView, Context, Plan, Source, Step, invalid};
+use crate::plan::{CgroupView, Context, IdMapping, MountStep, Plan, Source, Step, invalid};
 use crate::record::{self, Place, Record};
 use crate::spawn::{Spawn, Spawned, spawn};
 use crate::status::{State, Status};
@@ -281,12 +281,34 @@ fn open_sources(sources: &[Source], plan: &Plan) -> Result<Vec<Option<OwnedFd>>,
     for (index, source) in sources.iter().enumerate() {
         let tree = if source.recursive { Tree::CloneRecursive } else { Tree::Clone };
         match mount::open_tree(nix::fcntl::AT_FDCWD, &source.path, tree) {
-            Ok(tree) => opened.push(Some(tree)),
+            Ok(tree) => {
+                if let Some(mapping) = id_mapping(plan, index) {
+                    map_ids(&tree, mapping)?;
+                }
+                opened.push(Some(tree));
+            }
             Err(Errno::ENOENT) if is_device(index) => opened.push(None),
             Err(errno) => return Err(parent(format!("open mount source {}", source.path.display()))(errno)),
         }
     }
     Ok(opened)
+}
+
+fn id_mapping(plan: &Plan, source: usize) -> Option<&IdMapping> {
+    plan.setup.iter().find_map(|step| match step {
+        Step::Mount { mount: MountStep::Bind(bind), .. } if bind.source == source => bind.idmap.as_ref(),
+        _ => None,
+    })
+}
+
+/// While the tree is detached, and by who has rights over its file system: the container's own root may have none.
+fn map_ids(tree: &OwnedFd, mapping: &IdMapping) -> Result<(), Error> {
+    let namespace =
+        idmap::user_namespace(&mapping.maps).map_err(parent("make a user namespace for an id-mapped mount"))?;
+    let reach = if mapping.recursive { Reach::Recursive } else { Reach::One };
+    let change = Change { set: attribute::IDMAP, user_namespace: Some(namespace.as_fd()), ..Change::default() };
+    mount::set_attributes(tree, reach, &change)
+        .map_err(parent("map the ids of a bind mount, which its file system may not support"))
 }
 
 fn how(plan: &Plan, cgroup: &Cgroup) -> Result<Spawn, Error> {

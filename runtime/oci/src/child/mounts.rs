@@ -8,12 +8,11 @@ use nix::fcntl::OFlag;
 use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
-use runtime_linux::idmap;
 use runtime_linux::mount::{self, Change, Filesystem, Overlay, Reach, Tree, attribute};
 use runtime_linux::rooted::Root;
 
 use super::{Child, Done, Held, Refusal, copy_up, devices};
-use crate::plan::{BindMount, CgroupMount, Data, FilesystemMount, IdMapping, MountAttributes, MountStep, Step};
+use crate::plan::{BindMount, CgroupMount, Data, FilesystemMount, MountAttributes, MountStep, Step};
 
 /// Mode of directories that are made as mount points.
 const DIRECTORY: Mode = Mode::from_bits_truncate(0o755);
@@ -181,21 +180,10 @@ fn bind_mount(
     if destination == Path::new("/proc") && fstatfs(&tree)?.filesystem_type() != PROC_SUPER_MAGIC {
         return Err(Refusal::said(Errno::EPERM, "only a proc file system may be mounted on /proc"));
     }
-    if let Some(mapping) = &bind.idmap {
-        map_ids(&tree, mapping)?;
-    }
     let target = target_like(&tree, destination, root(held)?)?;
     refuse_proc(&target, destination)?;
     set_attributes(&tree, attributes)?;
     Ok(mount::attach(&tree, &target)?)
-}
-
-fn map_ids(tree: &OwnedFd, mapping: &IdMapping) -> Done {
-    let namespace = idmap::user_namespace(&mapping.maps).map_err(|errno| Refusal::said(errno, "id mappings"))?;
-    let reach = if mapping.recursive { Reach::Recursive } else { Reach::One };
-    let change = Change { set: attribute::IDMAP, user_namespace: Some(namespace.as_fd()), ..Change::default() };
-    mount::set_attributes(tree, reach, &change)
-        .map_err(|errno| Refusal::said(errno, "does this file system support id-mapped mounts?"))
 }
 
 /// The mount point for a tree: a directory for a directory, a file for anything else.

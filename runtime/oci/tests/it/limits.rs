@@ -1,0 +1,54 @@
+//! Limits, on whatever cgroups the host has, and what the tools say of them.
+
+use serde_json::{Value, json};
+
+use crate::harness::World;
+
+#[test]
+fn a_tiny_memory_limit_starts_and_a_larger_one_kills() {
+    let mut world = World::new(&["echo", "small"]);
+    world.config["linux"]["resources"]["memory"] = json!({"limit": 1_048_576});
+    assert_eq!(world.run().good(), "small\n");
+    world.config["linux"]["resources"]["memory"] = json!({"limit": 8 << 20, "swap": 8 << 20});
+    world.config["process"]["args"] = json!(["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"]);
+    assert_eq!(world.run().code, 137);
+    world.assert_gone();
+}
+
+#[test]
+fn pids_are_limited_and_updates_take_effect() {
+    let mut world = World::new(&["sleep", "1000"]);
+    world.config["linux"]["resources"]["pids"] = json!({"limit": 2});
+    world.start_all();
+    assert!(world.oci(&["exec"], &["sh", "-c", "sleep 0; true"]).bad().contains("fork"));
+    world.oci(&["update", "--pids-limit", "20"], &[]).good();
+    world.oci(&["exec"], &["sh", "-c", "sleep 0; true"]).good();
+    assert!(world.oci(&["update"], &[]).bad().contains("nothing to update"));
+    assert!(world.oci(&["update", "--memory", "much"], &[]).bad().contains("--memory"));
+    let stats: Value = serde_json::from_str(&world.oci(&["events", "--stats"], &[]).good()).expect("json");
+    assert_eq!((&stats["type"], &stats["data"]["pids"]["limit"]), (&json!("stats"), &json!(20)));
+    let pids: Value = serde_json::from_str(&world.oci(&["ps", "--format", "json"], &[]).good()).expect("json");
+    assert_eq!(pids, json!([world.pid()]));
+}
+
+#[test]
+fn devices_are_denied_but_for_the_usual() {
+    let mut world = World::new(&[
+        "sh",
+        "-c",
+        "cat /dev/null && echo null; dd if=/dev/zero of=/dev/null bs=1 count=1 2>/dev/null && echo zero; cat /dev/mem || echo refused",
+    ]);
+    world.config["linux"]["devices"] =
+        json!([{"path": "/dev/mem", "type": "c", "major": 1, "minor": 1, "fileMode": 0o666}]);
+    assert_eq!(world.run().good(), "null\nzero\nrefused\n");
+}
+
+#[test]
+fn a_cgroup_of_others_is_not_taken() {
+    let first = World::new(&["sleep", "1000"]);
+    first.start_all();
+    let mut second = World::new(&["true"]);
+    second.config["linux"]["cgroupsPath"] = json!(format!("/{}", first.id));
+    assert!(second.run().bad().contains("holds processes of somebody else"));
+    assert_eq!(first.status(), "running");
+}

@@ -1,0 +1,11 @@
+//! The built `sampan-oci` against a tiny root file system of Debian's busybox-static, as root, on whatever cgroups the host has.
+//!
+//! Every test has its own directory, container ids and cgroups, and removes them also when it fails.
+
+mod attacks;
+mod container;
+mod exec;
+mod harness;
+mod library;
+mod lifecycle;
+mod limits;
