@@ -9,6 +9,7 @@ mod workload;
 use serde_json::{Map, Value, json};
 
 use crate::object::map_entry;
+use crate::schema::normal::encode_base64;
 use crate::{Object, Row};
 
 /// Fills `object` with the defaults of its kind.
@@ -20,7 +21,7 @@ pub fn apply(row: &Row, object: &mut Object) {
         ("", "Service") => service(map),
         ("", "ReplicationController") => workload::replication_controller(map),
         ("", "Endpoints") => endpoints(map),
-        ("", "Secret") => default(map, "type", "Opaque"),
+        ("", "Secret") => secret(map),
         ("", "PersistentVolume") => persistent_volume(map),
         ("", "PersistentVolumeClaim") => claim(map),
         ("", "LimitRange") => limit_range(map),
@@ -106,6 +107,17 @@ fn service(map: &mut Map<String, Value>) {
     }
     if kind == "LoadBalancer" {
         default(spec, "allocateLoadBalancerNodePorts", true);
+    }
+}
+
+/// `stringData` is a way of writing `data` without base64; it is never stored.
+fn secret(map: &mut Map<String, Value>) {
+    default_text(map, "type", "Opaque");
+    let Some(Value::Object(texts)) = map.remove("stringData") else { return };
+    let data = map_entry(map, "data");
+    for (key, text) in texts {
+        let encoded = encode_base64(text.as_str().unwrap_or_default().as_bytes());
+        data.insert(key, encoded.into());
     }
 }
 
@@ -289,6 +301,17 @@ mod tests {
             json!({"spec": {"strategy": {"type": "Recreate"}, "template": template}}),
             json!({"spec": {"replicas": 1, "strategy": {"type": "Recreate"}, "revisionHistoryLimit": 10,
                 "progressDeadlineSeconds": 600, "template": template}}),
+        );
+    }
+
+    #[test]
+    fn secrets_take_plain_text_over_encoded() {
+        check(
+            "",
+            "v1",
+            "secrets",
+            json!({"data": {"a": "eA==", "b": "eQ=="}, "stringData": {"a": "plain"}}),
+            json!({"type": "Opaque", "data": {"a": "cGxhaW4=", "b": "eQ=="}}),
         );
     }
 

@@ -77,7 +77,10 @@ pub fn v2(version: &str, texts: &dyn Descriptions) -> Value {
         "definitions": definitions})
 }
 
-/// A version 2 document as `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`. Its paths stay behind: clients
+/// What [`v2_protobuf`] is sent as. Clients ask for it with `@` in the place of the second dot, which is no media type.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// A version 2 document in gnostic's protobuf. Its paths stay behind: clients
 /// read definitions from it.
 pub fn v2_protobuf(document: &Value) -> Vec<u8> {
     gnostic::document(document)

@@ -16,7 +16,7 @@ mod number {
     pub(super) const TYPE: u32 = 22;
     pub(super) const ITEMS: u32 = 23;
     pub(super) const PROPERTIES: u32 = 25;
-    pub(super) const VENDOR_EXTENSION: u32 = 30;
+    pub(super) const VENDOR_EXTENSION: u32 = 31;
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
