@@ -8,14 +8,19 @@ use super::Causes;
 use crate::schema::{Field, Kind, Type};
 use crate::{Cause, Object};
 
-/// Lists that are required on paper and may be empty in practice.
+/// Fields that are required on paper and may be empty in practice, or that their kind judges with more words.
 const MAY_BE_EMPTY: &[(&str, &str)] = &[
     ("EndpointSlice", "endpoints"),
     ("Role", "rules"),
     ("ClusterRole", "rules"),
     ("Endpoint", "addresses"),
     ("CSINodeSpec", "drivers"),
-    ("Ingress", "rules"),
+    ("LimitRangeSpec", "limits"),
+    ("HTTPHeader", "value"),
+    ("Sysctl", "value"),
+    ("TokenRequest", "audience"),
+    ("HTTPIngressPath", "pathType"),
+    ("PodAffinityTerm", "topologyKey"),
 ];
 
 /// Types that upstream stores with their texts empty.

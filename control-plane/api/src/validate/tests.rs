@@ -289,6 +289,17 @@ fn what_controllers_write_passes() {
         &[],
     );
     check("", "v1", "nodes", json!({"spec": {"podCIDR": "10.42.0.0/24"}, "status": {"nodeInfo": {}}}), &[]);
+    let header = json!({"livenessProbe": {"httpGet": {"port": 80, "httpHeaders": [{"name": "X-Empty", "value": ""}]}}});
+    check("", "v1", "pods", pod(header, json!({})), &[]);
+    let rule =
+        json!({"http": {"paths": [{"path": "/", "backend": {"service": {"name": "s", "port": {"number": 80}}}}]}});
+    check(
+        "networking.k8s.io",
+        "v1",
+        "ingresses",
+        json!({"spec": {"rules": [rule]}}),
+        &["spec.rules[0].http.paths[0].pathType: Required value: pathType must be specified"],
+    );
     check("", "v1", "namespaces", json!({}), &[]);
     check("", "v1", "serviceaccounts", json!({}), &[]);
     check(
