@@ -199,3 +199,6 @@ impl fmt::Display for Plan {
 pub(crate) fn invalid(field: &str, reason: &str) -> Error {
     Error::InvalidConfig { field: field.to_owned(), reason: reason.to_owned() }
 }
+
+#[cfg(test)]
+mod tests;
