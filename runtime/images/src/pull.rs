@@ -19,11 +19,11 @@ use oci_spec::image::{ImageConfiguration, ImageManifest};
 
 use crate::auth::Auth;
 use crate::digest::{self, Digest};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::manifest::{self, CONFIGURATION_BYTES_MAX, Document, OCI_MANIFEST};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
-use crate::registry::{Access, Session, download};
+use crate::registry::{Access, Asked, Session, download};
 use crate::store::{Blob, Image, ImageRecord, Images, Lease};
 
 pub(crate) use layers::{LayerPlan, Source};
@@ -208,7 +208,12 @@ impl Images {
             return Err(Error::Malformed { subject: blob.subject, reason });
         }
         lease.add([config_digest.clone()]);
-        let config_bytes = self.fetch_small(session, &blob).await?;
+        let config_bytes = match self.fetch_small(session, Asked::Everyone, &blob).await {
+            Err(corrupt) if corrupt.kind() == Kind::Corrupt && session.has_mirrors() => {
+                self.fetch_small(session, Asked::RegistryOnly, &blob).await.map_err(|_| corrupt)?
+            }
+            other => other?,
+        };
         let config = self.usable_configuration(&image, &config_bytes)?;
         self.keep_small(lease, &config_digest, config_bytes.into()).await?;
         Ok(Resolved {
@@ -241,10 +246,10 @@ impl Images {
     }
 
     /// A blob small enough to be held in memory, verified.
-    async fn fetch_small(&self, session: &Session, blob: &Blob) -> Result<Vec<u8>, Error> {
+    async fn fetch_small(&self, session: &Session, asked: Asked, blob: &Blob) -> Result<Vec<u8>, Error> {
         let size = blob.size.unwrap_or(CONFIGURATION_BYTES_MAX);
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(4);
-        let fetching = async move { download(session, &blob.digest, size, 0, &sender).await };
+        let fetching = async move { download(session, asked, &blob.digest, size, 0, &sender).await };
         let collecting = async {
             let mut bytes = Vec::new();
             while let Some(piece) = receiver.recv().await {

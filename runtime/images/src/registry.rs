@@ -11,7 +11,7 @@ mod token;
 mod transport;
 mod upload;
 
-pub(crate) use download::download;
+pub(crate) use download::{Asked, download};
 pub use error::Error;
 pub(crate) use session::{Access, Session};
 pub(crate) use transport::Transports;

@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use super::CancelOnDrop;
 use crate::content::{Intake, Pieces};
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::progress::{Event, Progress};
-use crate::registry::{Session, download};
+use crate::registry::{Asked, Session, download};
 use crate::store::{Aside, Blob, Guard, Images, Inner, Lease};
 
 /// Pieces of up to some hundred KiB that wait between the network and the unpacking thread.
@@ -96,7 +96,8 @@ impl Images {
         Ok(Ready { aside: Some(aside), _guard: guard })
     }
 
-    /// A blob or partial file that turns out damaged is thrown away and fetched once more from its beginning.
+    /// A blob or partial file that turns out damaged is thrown away and fetched once more from its beginning; one that a
+    /// mirror damaged, once more from the registry itself.
     async fn fetch_layer(
         &self,
         plan: &LayerPlan,
@@ -104,11 +105,17 @@ impl Images {
         progress: &Progress,
         cancelled: &Arc<AtomicBool>,
     ) -> Result<Aside, Error> {
-        let (aside, reused) = self.try_fetch_layer(plan, session, progress, cancelled).await;
+        let (mut aside, reused) = self.try_fetch_layer(plan, session, Asked::Everyone, progress, cancelled).await;
+        if reused && matches!(aside, Err(Error::DigestMismatch { .. } | Error::SizeMismatch { .. })) {
+            tracing::warn!(layer = %plan.blob.digest, "what was on disk of a layer is damaged; fetching it again");
+            aside = self.try_fetch_layer(plan, session, Asked::Everyone, progress, cancelled).await.0;
+        }
         match aside {
-            Err(Error::DigestMismatch { .. } | Error::SizeMismatch { .. }) if reused => {
-                tracing::warn!(layer = %plan.blob.digest, "what was on disk of a layer is damaged; fetching it again");
-                self.try_fetch_layer(plan, session, progress, cancelled).await.0
+            Err(corrupt) if corrupt.kind() == Kind::Corrupt && session.has_mirrors() => {
+                tracing::warn!(layer = %plan.blob.digest, "a mirror sent a corrupt layer; asking the registry itself");
+                let again = self.try_fetch_layer(plan, session, Asked::RegistryOnly, progress, cancelled).await.0;
+                // What the mirror did is the news; that the registry cannot be reached is why there is a mirror.
+                again.map_err(|_| corrupt)
             }
             other => other,
         }
@@ -119,6 +126,7 @@ impl Images {
         &self,
         plan: &LayerPlan,
         session: &Session,
+        asked: Asked,
         progress: &Progress,
         cancelled: &Arc<AtomicBool>,
     ) -> (Result<Aside, Error>, bool) {
@@ -149,7 +157,7 @@ impl Images {
             let intake = Intake::resumed(&owned.blob, partial, Box::new(Pieces::new(receiver)), flag)?;
             unpack_and_keep(inner, &owned, intake.telling(&told))
         });
-        let fetching = async move { download(session, &plan.blob.digest, size, have, &sender).await };
+        let fetching = async move { download(session, asked, &plan.blob.digest, size, have, &sender).await };
         let (fetched, unpacked) = tokio::join!(fetching, unpacking);
         // When the network broke off, what the unpacking thread says is only a consequence.
         (fetched.map_err(Error::from).and(unpacked), have > 0)

@@ -14,9 +14,18 @@ use crate::digest::Digest;
 
 const BACKOFF_START: Duration = Duration::from_millis(150);
 
+/// Who is asked for a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Everyone,
+    /// After what a mirror sent turned out corrupt.
+    RegistryOnly,
+}
+
 /// Sends the bytes of `blob` from `offset` to `size` into `out`. Returns early, without an error, when nobody receives.
 pub(crate) async fn download(
     session: &Session,
+    asked: Asked,
     blob: &Digest,
     size: u64,
     offset: u64,
@@ -24,7 +33,8 @@ pub(crate) async fn download(
 ) -> Result<(), Error> {
     let mut position = offset;
     let mut failures = Vec::new();
-    for live in session.endpoints.iter().filter(|live| live.endpoint.pull) {
+    let able = |live: &&Live| live.endpoint.pull && (asked == Asked::Everyone || !live.endpoint.mirror);
+    for live in session.endpoints.iter().filter(able) {
         let mut backoff = BACKOFF_START;
         let mut attempts = 0;
         loop {

@@ -163,7 +163,8 @@ fn parse(registry: &str, text: &str, at: &Path, own: Endpoint) -> Result<Vec<End
     if let Some(server) = &file.server {
         let registry_authority = last.authority.clone();
         address_into(server, &mut last).map_err(|reason| invalid(&reason))?;
-        last.mirror = last.authority != registry_authority;
+        // A server given for one registry is that registry; one given for all of them only stands in.
+        last.mirror = at.ends_with(DEFAULT_DIR) && last.authority != registry_authority;
     }
     settings_into(file.own, at, &mut last).map_err(|reason| invalid(&reason))?;
     if !endpoints.iter().any(|endpoint| endpoint.authority == last.authority && endpoint.path == last.path) {
@@ -284,11 +285,12 @@ mod tests {
         check(
             "docker.io",
             &[("docker.io/hosts.toml", text)],
-            &["http://z:1/v2 prm", "https://a/proxy/v2 pmk", "https://b/v2 prm", "https://docker.io/v2 prum"],
+            &["http://z:1/v2 prm", "https://a/proxy/v2 pmk", "https://b/v2 prm", "https://docker.io/v2 pru"],
         );
         check("q.io", &[("_default/hosts.toml", "[host.\"http://m\"]")], &["http://m/v2 prm", "https://q.io/v2 pru"]);
         let both = [("_default/hosts.toml", "[host.\"http://m\"]"), ("q.io/hosts.toml", "skip_verify = true")];
         check("q.io", &both, &["https://q.io/v2 pruk"]);
+        check("q.io", &[("_default/hosts.toml", "server = \"https://all.io\"")], &["https://all.io/v2 prum"]);
         check("q.io:5000", &[("q.io_5000_/hosts.toml", "server = \"http://q.io:5000\"")], &["http://q.io:5000/v2 pru"]);
     }
 

@@ -149,6 +149,10 @@ impl Session {
         Err(self.failed(attempts).into())
     }
 
+    pub(crate) fn has_mirrors(&self) -> bool {
+        self.endpoints.iter().any(|live| live.endpoint.mirror)
+    }
+
     /// One failure is told as it is, several as a list.
     pub(super) fn failed(&self, mut attempts: Vec<(String, Error)>) -> Error {
         if attempts.len() == 1

@@ -58,6 +58,8 @@ impl Inner {
         let write = || -> std::io::Result<()> {
             let mut file = File::create(&beside)?;
             file.write_all(bytes)?;
+            // An image's record is believed only as long as its configuration can be read.
+            file.sync_data()?;
             fs::rename(&beside, &path)
         };
         write().map_err(|source| {
@@ -193,19 +195,22 @@ impl Inner {
 
     /// Makes the layers of a chain survive a power cut: their files first, then the records that vouch for them.
     pub(crate) fn save_layers(&self, chain: &[Digest]) -> Result<(), Error> {
+        let unsaved: Vec<LayerRecord> = {
+            let state = self.state();
+            let layers = chain.iter().filter_map(|chain_id| state.layers.get(chain_id));
+            layers.filter(|layer| !layer.saved).map(|layer| layer.record.clone()).collect()
+        };
+        if unsaved.is_empty() {
+            return Ok(());
+        }
         let dir = &self.config.dir;
         let handle = File::open(dir).map_err(|source| Error::io("open", dir, source))?;
+        // One call for tens of thousands of files; syncing each costs more than unpacking it.
         syncfs(&handle).map_err(|errno| Error::io("sync", dir, errno.into()))?;
-        for chain_id in chain {
-            let unsaved = {
-                let state = self.state();
-                state.layers.get(chain_id).filter(|layer| !layer.saved).map(|layer| layer.record.clone())
-            };
-            if let Some(unsaved) = unsaved {
-                record::save(&self.layer_record_path(chain_id), &unsaved)?;
-                if let Some(layer) = self.state().layers.get_mut(chain_id) {
-                    layer.saved = true;
-                }
+        for record in unsaved {
+            record::save(&self.layer_record_path(&record.chain_id), &record)?;
+            if let Some(layer) = self.state().layers.get_mut(&record.chain_id) {
+                layer.saved = true;
             }
         }
         Ok(())

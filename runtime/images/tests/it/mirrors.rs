@@ -66,6 +66,12 @@ async fn bad_mirrors_are_passed_over() {
     let error = store.images.pull(&reference, None, Progress::silent()).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt, "{}", told(&error));
     assert!(store.images.list().is_empty());
+
+    // With the registry in reach, the liar is no more than a detour.
+    let text = format!("server = \"http://{}\"\n{}", good.address, mirror(&liar));
+    let (store, _dir) = configured(&[("q.example", text)]);
+    store.images.pull(&reference, None, Progress::silent()).await.unwrap();
+    assert!(!liar.layer_requests(&sample).is_empty());
 }
 
 #[tokio::test]
