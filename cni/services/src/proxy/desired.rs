@@ -15,6 +15,8 @@ pub struct Desired {
     claims: HashMap<Key, BTreeMap<ServiceName, Target>>,
     by_owner: HashMap<ServiceName, Vec<Key>>,
     installed: HashMap<Key, Target>,
+    /// How many installed elements lead to each chain.
+    installed_chains: HashMap<Chain, usize>,
     touched: HashSet<Key>,
 }
 
@@ -81,10 +83,16 @@ impl Desired {
             changes.removed.extend(have.map(|target| (key.clone(), target.clone())));
             changes.added.extend(want.map(|target| (key.clone(), target.clone())));
         }
-        if changes.removed.iter().chain(&changes.added).any(|(_, target)| matches!(target, Target::Chain(_))) {
-            let (before, after) = (chains(self.installed.values()), self.wanted_chains());
-            changes.new_chains = after.difference(&before).copied().collect();
-            changes.old_chains = before.difference(&after).copied().collect();
+        let (lost, won) = (chain_counts(&changes.removed), chain_counts(&changes.added));
+        for chain in lost.keys().chain(won.keys()) {
+            let count = |counts: &HashMap<Chain, usize>| counts.get(chain).copied().unwrap_or_default();
+            let before = count(&self.installed_chains);
+            let after = (before + count(&won)).saturating_sub(count(&lost));
+            if before == 0 && after > 0 {
+                changes.new_chains.insert(*chain);
+            } else if before > 0 && after == 0 {
+                changes.old_chains.insert(*chain);
+            }
         }
         changes
     }
@@ -92,10 +100,19 @@ impl Desired {
     /// The kernel has all of it now.
     pub fn commit(&mut self) {
         for key in std::mem::take(&mut self.touched) {
-            match self.effective(&key).cloned() {
+            let want = self.effective(&key).cloned();
+            if let Some(Target::Chain(chain)) = &want {
+                *self.installed_chains.entry(*chain).or_default() += 1;
+            }
+            let old = match want {
                 Some(target) => self.installed.insert(key, target),
                 None => self.installed.remove(&key),
             };
+            if let Some(Target::Chain(chain)) = old
+                && let Some(count) = self.installed_chains.get_mut(&chain)
+            {
+                *count = count.saturating_sub(1);
+            }
         }
     }
 
@@ -107,7 +124,13 @@ impl Desired {
     /// All chains wanted.
     #[must_use]
     pub fn wanted_chains(&self) -> BTreeSet<Chain> {
-        chains(self.claims.values().filter_map(|claims| claims.values().next()))
+        let targets = self.claims.values().filter_map(|claims| claims.values().next());
+        targets
+            .filter_map(|target| match target {
+                Target::Chain(chain) => Some(*chain),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Keys of all ways in, and of those without endpoints.
@@ -139,11 +162,12 @@ impl Desired {
     }
 }
 
-fn chains<'a>(targets: impl Iterator<Item = &'a Target>) -> BTreeSet<Chain> {
-    targets
-        .filter_map(|target| match target {
-            Target::Chain(chain) => Some(*chain),
-            _ => None,
-        })
-        .collect()
+fn chain_counts(items: &[Item]) -> HashMap<Chain, usize> {
+    let mut counts = HashMap::new();
+    for (_, target) in items {
+        if let Target::Chain(chain) = target {
+            *counts.entry(*chain).or_default() += 1;
+        }
+    }
+    counts
 }
