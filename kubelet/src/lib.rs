@@ -4,8 +4,183 @@
 //! it went. Not here: scheduling, service networking, images and containers themselves. Invariant: nothing is polled that an
 //! event can tell, and a restart of the kubelet restarts no container.
 
+pub mod admission;
+pub mod collect;
 mod config;
+pub mod container_config;
+pub mod cri;
+pub mod env;
+pub mod events;
+pub mod handler;
+pub mod image;
+pub mod kit;
+pub mod machine;
+pub mod manifests;
+pub mod mirror;
+pub mod node;
+pub mod operation;
 pub mod pod;
+pub mod pod_cgroup;
+pub mod pods;
+pub mod probe;
+pub mod references;
+pub mod resources;
+pub mod sandbox_config;
+pub mod security;
+pub mod server;
+pub mod status;
 pub mod sync;
+pub mod tokens;
+pub mod volumes;
+pub mod worker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use config::{Config, CriEndpoint, Retention, ServingTls};
+
+/// Between tries to reach the runtime at the start.
+const RUNTIME_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the configuration names no address of this node; set node_ips")]
+    NoAddress,
+    #[error("reach the container runtime")]
+    Runtime(#[source] cri::Error),
+    #[error("read the resolver configuration {}; set resolv_conf to one that exists", .path.display())]
+    ResolvConf { path: PathBuf, source: std::io::Error },
+    #[error("create {}", .path.display())]
+    CreateDir { path: PathBuf, source: std::io::Error },
+    #[error("find out the host's control groups")]
+    Cgroups(#[source] runtime_linux::cgroup::Error),
+    #[error("start the kubelet's server")]
+    Server(#[source] server::Error),
+}
+
+/// Runs the kubelet until `shutdown`. Pods live on.
+///
+/// # Errors
+/// If the node cannot be served at all; what can heal is waited for.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    if config.node_ips.is_empty() {
+        return Err(Error::NoAddress);
+    }
+    for dir in [config.data_dir.join("pods"), config.log_dir.clone()] {
+        tokio::fs::create_dir_all(&dir).await.map_err(|source| Error::CreateDir { path: dir, source })?;
+    }
+    let runtime = cri::Runtime::open(&config.cri).map_err(Error::Runtime)?;
+    let Some(version) = wait_for_runtime(&runtime, &shutdown).await? else { return Ok(()) };
+    let (changed, changes) = mpsc::unbounded_channel();
+    let (recorder, recording) =
+        events::Recorder::new(config.client.clone(), config.node_name.clone(), shutdown.clone());
+    let machine = machine::Machine::detect(&config.data_dir);
+    let kit = Arc::new(kit(&config, runtime, recorder, changed, &machine, &version).await?);
+    let registry = pods::Registry::default();
+    let (words, word_receiver) = mpsc::channel(16);
+    let services = pods::follow_services(config.client.clone(), kit.services.clone());
+    let runtime_version = format!("{}://{}", version.runtime_name, version.runtime_version);
+    let registration = node::Registration::new(kit.clone(), machine, &config, runtime_version);
+    let mut tasks = vec![
+        spawn(recording),
+        spawn(services),
+        spawn(registration.run(words.clone(), shutdown.clone())),
+        spawn(collect::run(kit.clone(), registry.clone(), config.retention.clone(), shutdown.clone())),
+    ];
+    if let Some(dir) = config.static_pod_dir.clone() {
+        let name = config.node_name.clone();
+        tasks.push(spawn(async move {
+            if let Err(error) = manifests::follow(dir, name, words).await {
+                tracing::error!(error = operation::chain(&error), "static pods are not followed");
+            }
+        }));
+    }
+    if let Some(listen) = config.listen {
+        let server =
+            server::bind(listen, config.tls.as_ref(), kit.clone(), registry.clone()).await.map_err(Error::Server)?;
+        tasks.push(spawn(server.run(shutdown.clone())));
+    }
+    let capacity = admission::Capacity {
+        cpu_millis: kit.allocatable_cpu_millis,
+        memory_bytes: kit.allocatable_memory_bytes,
+        pods: config.pods_max,
+    };
+    pods::run(kit, registry, capacity, word_receiver, changes, shutdown).await;
+    drop(tasks);
+    Ok(())
+}
+
+fn spawn(future: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(future))
+}
+
+/// `None` if it is shut down before the runtime answers.
+async fn wait_for_runtime(
+    runtime: &cri::Runtime,
+    shutdown: &CancellationToken,
+) -> Result<Option<runtime_cri_api::v1::VersionResponse>, Error> {
+    let mut told = false;
+    loop {
+        match runtime.version().await {
+            Ok(version) => return Ok(Some(version)),
+            Err(error) if error.is_unavailable() || shutdown.is_cancelled() => {
+                if !told {
+                    tracing::warn!(%error, "waiting for the container runtime");
+                    told = true;
+                }
+            }
+            Err(error) => return Err(Error::Runtime(error)),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RUNTIME_PAUSE) => {}
+            () = shutdown.cancelled() => return Ok(None),
+        }
+    }
+}
+
+async fn kit(
+    config: &Config,
+    runtime: cri::Runtime,
+    recorder: events::Recorder,
+    changed: mpsc::UnboundedSender<String>,
+    machine: &machine::Machine,
+    version: &runtime_cri_api::v1::VersionResponse,
+) -> Result<kit::Kit, Error> {
+    let read = tokio::fs::read_to_string(&config.resolv_conf).await;
+    let resolv_conf = read.map_err(|source| Error::ResolvConf { path: config.resolv_conf.clone(), source })?;
+    let client = config.client.clone();
+    Ok(kit::Kit {
+        runtime,
+        recorder,
+        access: volumes::Access {
+            references: references::References::new(&client, changed),
+            tokens: tokens::Tokens::new(client.clone()),
+            claims: volumes::Claims { client: client.clone() },
+        },
+        client,
+        host: sandbox_config::Host {
+            data_dir: config.data_dir.clone(),
+            log_dir: config.log_dir.clone(),
+            cgroup_root: config.cgroup_root.clone(),
+            cluster_dns: config.cluster_dns.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+            resolv_conf,
+        },
+        node_name: config.node_name.clone(),
+        facts: status::NodeFacts {
+            ips: config.node_ips.iter().map(ToString::to_string).collect(),
+            runtime_name: version.runtime_name.clone(),
+        },
+        services: kit::Services::default(),
+        cpu_capacity_millis: machine.cpus * 1000,
+        memory_capacity_bytes: machine.memory_bytes,
+        allocatable_cpu_millis: (machine.cpus * 1000).saturating_sub(config.reserved_cpu_millis),
+        allocatable_memory_bytes: machine.memory_bytes.saturating_sub(config.reserved_memory_bytes),
+        cgroups: pod_cgroup::Cgroups::detect(&config.cgroup_root).map_err(Error::Cgroups)?,
+    })
+}

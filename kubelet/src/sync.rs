@@ -16,6 +16,7 @@ pub mod observed;
 mod ending;
 mod startup;
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json! at the call reads better")]
 mod tests;
 
 use jiff::{SignedDuration, Timestamp};

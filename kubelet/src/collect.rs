@@ -1,0 +1,129 @@
+//! Keeps the node from filling up: rotates container logs by size and removes images that nothing uses. The one place with a
+//! clock of its own, for no event tells that a file has grown. Not the containers of a pod; its task tidies them (worker.rs).
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Retention;
+use crate::kit::Kit;
+use crate::machine;
+use crate::pods::Registry;
+
+/// Upstream looks at logs every 10 seconds and at images every 5 minutes.
+const LOGS_EVERY: Duration = Duration::from_secs(10);
+const IMAGES_EVERY_ROUNDS: u32 = 30;
+
+/// Runs until shutdown.
+pub async fn run(kit: Arc<Kit>, registry: Registry, retention: Retention, shutdown: CancellationToken) {
+    let mut round: u32 = 0;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOGS_EVERY) => {}
+            () = shutdown.cancelled() => return,
+        }
+        rotate_logs(&kit, &registry, &retention).await;
+        round = round.wrapping_add(1);
+        if round.is_multiple_of(IMAGES_EVERY_ROUNDS) {
+            collect_images(&kit, &registry, &retention).await;
+        }
+    }
+}
+
+async fn rotate_logs(kit: &Kit, registry: &Registry, retention: &Retention) {
+    for handle in registry.all() {
+        let snapshot = handle.snapshot.borrow().clone();
+        for container in snapshot.containers.iter().filter(|c| c.is_running()) {
+            let name = crate::container_config::log_path(&container.name, container.attempt);
+            let path = kit.host.log_dir(&snapshot.pod).join(name);
+            let size = tokio::fs::metadata(&path).await.map_or(0, |m| m.len());
+            if size < retention.log_size_bytes_max {
+                continue;
+            }
+            if let Err(error) = rotate(&path, retention.log_files_max) {
+                tracing::warn!(path = %path.display(), %error, "log not rotated");
+                continue;
+            }
+            if let Err(error) = kit.runtime.reopen_log(&container.id).await {
+                // Without a new file the runtime writes on into the old one: put it back.
+                tracing::warn!(container = container.id, %error, "log not reopened");
+                if let Err(error) = std::fs::rename(numbered(&path, 1), &path) {
+                    tracing::warn!(path = %path.display(), %error, "rotated log not put back");
+                }
+            }
+        }
+    }
+}
+
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    PathBuf::from(name)
+}
+
+/// `0.log` becomes `0.log.1`, which became `0.log.2`; the last falls off.
+fn rotate(path: &Path, files_max: u32) -> std::io::Result<()> {
+    let oldest = files_max.max(2) - 1;
+    for number in (1..oldest).rev() {
+        match std::fs::rename(numbered(path, number), numbered(path, number + 1)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    std::fs::rename(path, numbered(path, 1))
+}
+
+/// Removes unused images, the largest first, until enough room is free.
+async fn collect_images(kit: &Kit, registry: &Registry, retention: &Retention) {
+    let used_percent = || {
+        let disk = machine::disk(&kit.host.data_dir);
+        let used = disk.total_bytes.saturating_sub(disk.available_bytes);
+        u64::try_from(u128::from(used) * 100 / u128::from(disk.total_bytes.max(1))).unwrap_or(100)
+    };
+    if used_percent() < u64::from(retention.image_high_percent) {
+        return;
+    }
+    let mut used: BTreeSet<String> = BTreeSet::new();
+    for handle in registry.all() {
+        let snapshot = handle.snapshot.borrow().clone();
+        used.extend(snapshot.containers.iter().flat_map(|c| [c.image_ref.clone(), c.image.clone()]));
+        used.extend(snapshot.pod.members.iter().map(|m| m.image().to_owned()));
+    }
+    let Ok(mut images) = kit.runtime.list_images().await else { return };
+    images.sort_by_key(|i| std::cmp::Reverse(i.size));
+    for image in images {
+        let names = || std::iter::once(&image.id).chain(&image.repo_tags).chain(&image.repo_digests);
+        if image.pinned || names().any(|n| used.contains(n)) {
+            continue;
+        }
+        tracing::info!(image = image.id, bytes = image.size, "unused image removed: the disk is filling up");
+        if let Err(error) = kit.runtime.remove_image(&image.id).await {
+            tracing::warn!(image = image.id, %error, "unused image not removed");
+        }
+        if used_percent() < u64::from(retention.image_low_percent) {
+            return;
+        }
+    }
+    let text = "Failed to garbage collect required amount of images: too few are unused";
+    kit.recorder.node(&kit.node_name, crate::events::Severity::Warning, "FreeDiskSpaceFailed", text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_move_up_and_fall_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        for text in ["a", "b", "c", "d"] {
+            std::fs::write(&path, text).unwrap();
+            rotate(&path, 3).unwrap();
+        }
+        let read = |n| std::fs::read_to_string(numbered(&path, n)).ok();
+        assert_eq!((read(1), read(2), read(3)), (Some("d".into()), Some("c".into()), None));
+    }
+}
