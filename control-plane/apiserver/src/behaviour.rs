@@ -5,7 +5,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use control_plane_api::{
     Cause, Object, Row, Status, convert, defaults,
     merge::{self, apply::Writer},
-    print, proto, schema, strategy,
+    print, proto, schema, strategy, validate,
 };
 use serde_json::Value;
 
@@ -46,12 +46,14 @@ pub(crate) fn prepare_for_update(row: &Row, next: &mut Object, live: &Object, su
     strategy::prepare_update(row, subresource, next, live);
 }
 
-pub(crate) fn validate_create(_row: &Row, _object: &Object) -> Vec<Cause> {
-    Vec::new()
+pub(crate) fn validate_create(row: &Row, object: &Object) -> Vec<Cause> {
+    validate::create(row, object)
 }
 
-pub(crate) fn validate_update(_row: &Row, _next: &Object, _live: &Object, _subresource: &str) -> Vec<Cause> {
-    Vec::new()
+pub(crate) fn validate_update(row: &Row, next: &Object, live: &Object, subresource: &str) -> Vec<Cause> {
+    // A binding is the one change of a pod's node that is allowed, and it was checked where it was made.
+    let subresource = if subresource == "binding" { "status" } else { subresource };
+    validate::update(row, subresource, next, live)
 }
 
 /// The type of a row's own objects, whatever subresource is asked.

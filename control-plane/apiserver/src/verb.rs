@@ -55,7 +55,9 @@ pub(crate) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Res
     }
     let has = |verb: Verb| call.row.has_verb(verb.as_str());
     let named = !call.path.name.is_empty();
-    if !has(call.verb) || (call.verb == Verb::Create && named && call.row.resource != "bindings") {
+    let on_one = matches!(call.verb, Verb::Get | Verb::Update | Verb::Patch | Verb::Delete);
+    if !has(call.verb) || (on_one && !named) || (call.verb == Verb::Create && named && call.row.resource != "bindings")
+    {
         return Err(call.not_allowed());
     }
     match call.verb {

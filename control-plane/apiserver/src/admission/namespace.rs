@@ -18,12 +18,9 @@ pub(super) async fn must_live(call: &Call, object: &Object) -> Outcome<()> {
     }
     let name = object.namespace();
     let namespaces = call.kernel.cache.of("", "namespaces");
-    let mut found = namespaces.and_then(|namespaces| namespaces.get("", name));
-    if found.is_none() {
-        // It may have been created a moment ago.
-        call.kernel.cache.catch_up().await?;
-        found = namespaces.and_then(|namespaces| namespaces.get("", name));
-    }
+    // It may have been created, or begun to end, a moment ago.
+    call.kernel.cache.catch_up().await?;
+    let found = namespaces.and_then(|namespaces| namespaces.get("", name));
     let Some(found) = found else { return Err(Status::not_found("", "namespaces", name).into()) };
     if namespaces.is_some_and(|all| found.field(all.row(), "status.phase") == "Terminating") {
         let why = format!("unable to create new content in namespace {name} because it is being terminated");

@@ -6,5 +6,8 @@
 #[allow(dead_code, reason = "shared with the example, which keeps its certificates on disk")]
 mod pki;
 
+mod http;
+mod in_process;
 mod kubectl;
+mod proxy;
 mod server;

@@ -4,11 +4,17 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Command, Output, Stdio},
+    sync::Arc,
 };
 
-use control_plane_apiserver::{ApiServer, Config, User};
+use control_plane_apiserver::{ApiServer, Config, KubeletConfig, User};
+
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use crate::pki::Pki;
+
+/// A fixed token of an administrator.
+pub(crate) const ADMIN_TOKEN: &str = "admin-token";
 
 pub(crate) struct Server {
     pub(crate) api: ApiServer,
@@ -19,7 +25,10 @@ pub(crate) struct Server {
 
 pub(crate) fn config(pki: &Pki, store: PathBuf) -> Config {
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let tokens = [("viewer-token".to_owned(), User::new("viewer", &[]))];
+    let tokens = [
+        ("viewer-token".to_owned(), User::new("viewer", &[])),
+        (ADMIN_TOKEN.to_owned(), User::new("admin", &["system:masters"])),
+    ];
     Config {
         listen,
         tls_certificate: pki.server.certificate.clone().into_bytes(),
@@ -29,7 +38,12 @@ pub(crate) fn config(pki: &Pki, store: PathBuf) -> Config {
         service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
         audiences: vec!["https://kubernetes.default.svc.cluster.local".to_owned()],
         static_tokens: tokens.into_iter().collect(),
-        kubelet: None,
+        kubelet: Some(KubeletConfig {
+            certificate: pki.admin.certificate.clone().into_bytes(),
+            key: pki.admin.key.clone().into_bytes(),
+            ca: pki.ca.clone().into_bytes(),
+            insecure: false,
+        }),
         service_cidr: "10.43.0.0/16".parse().unwrap(),
         node_ports: (30000, 32767),
         advertise: listen,
@@ -68,6 +82,20 @@ impl Server {
         let path = self.path(name);
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
+    }
+
+    /// A plain TLS connection to the server, for what no client library sends.
+    pub(crate) async fn connect_tls(&self) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pki.ca.as_bytes()).unwrap()).unwrap();
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let tcp = tokio::net::TcpStream::connect(self.api.address()).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        connector.connect("localhost".try_into().unwrap(), tcp).await.unwrap()
     }
 
     fn command(&self, line: &str) -> Command {

@@ -1,0 +1,281 @@
+//! The protocol itself, request by request: versions, limits, preconditions, patches, forms.
+
+use control_plane_apiserver::{Body, LocalService, User};
+use http::{Request, Response, header};
+use http_body_util::{BodyExt, Full};
+use serde_json::{Value, json};
+use tower::Service;
+
+use crate::server::Server;
+
+struct Caller(LocalService);
+
+impl Caller {
+    fn of(server: &Server) -> Self {
+        Self(server.api.local_service(User::new("admin", &["system:masters"])))
+    }
+
+    async fn send(&mut self, method: &str, uri: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Response<Body> {
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.0.call(request.body(Full::<bytes::Bytes>::from(body)).unwrap()).await.unwrap()
+    }
+
+    async fn json(&mut self, method: &str, uri: &str, body: Value) -> (u16, Value) {
+        self.typed(method, uri, "application/json", body).await
+    }
+
+    async fn typed(&mut self, method: &str, uri: &str, media: &str, body: Value) -> (u16, Value) {
+        let bytes = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let response = self.send(method, uri, &[("content-type", media)], bytes).await;
+        let code = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (code, serde_json::from_slice(&bytes).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&bytes))))
+    }
+
+    async fn get(&mut self, uri: &str) -> (u16, Value) {
+        self.json("GET", uri, Value::Null).await
+    }
+}
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "b"}})
+}
+
+#[tokio::test]
+async fn a_limited_list_stays_at_its_revision() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    for index in 0..7 {
+        assert_eq!(caller.json("POST", MAPS, map(&format!("m{index}"))).await.0, 201);
+    }
+    let (_, first) = caller.get(&format!("{MAPS}?limit=3")).await;
+    assert_eq!(first["metadata"]["remainingItemCount"], 4);
+    // What changes meanwhile is not in the continuation.
+    caller.json("DELETE", &format!("{MAPS}/m5"), Value::Null).await;
+    caller.json("POST", MAPS, map("m9")).await;
+    let mut names: Vec<String> = Vec::new();
+    let mut page = first.clone();
+    loop {
+        names.extend(
+            page["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()),
+        );
+        assert_eq!(page["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+        let Some(token) = page["metadata"]["continue"].as_str() else { break };
+        page = caller.get(&format!("{MAPS}?limit=3&continue={token}")).await.1;
+    }
+    assert_eq!(names, ["m0", "m1", "m2", "m3", "m4", "m5", "m6"]);
+    assert_eq!(caller.get(&format!("{MAPS}?continue=nonsense")).await.0, 400);
+    let (code, future) = caller.get(&format!("{MAPS}?resourceVersion=999999&resourceVersionMatch=Exact")).await;
+    assert_eq!((code, &future["reason"]), (504, &json!("Timeout")));
+    let (code, _) = caller.get(&format!("{MAPS}?resourceVersionMatch=Exact")).await;
+    assert_eq!(code, 400);
+}
+
+#[tokio::test]
+async fn a_stale_write_is_refused_and_a_fresh_one_is_not() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    let (_, first) = caller.json("POST", MAPS, map("m")).await;
+    let uri = format!("{MAPS}/m");
+    let mut next = first.clone();
+    next["data"]["a"] = "c".into();
+    let (code, second) = caller.json("PUT", &uri, next.clone()).await;
+    assert_eq!(code, 200);
+    assert_ne!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let (code, stale) = caller.json("PUT", &uri, next).await;
+    assert_eq!((code, &stale["reason"]), (409, &json!("Conflict")));
+    // Nothing changed: nothing is written.
+    let (_, same) = caller.json("PUT", &uri, second.clone()).await;
+    assert_eq!(same["metadata"]["resourceVersion"], second["metadata"]["resourceVersion"]);
+    let wrong_uid = json!({"preconditions": {"uid": "other"}});
+    assert_eq!(caller.json("DELETE", &uri, wrong_uid).await.0, 409);
+    let (code, dry) = caller.json("DELETE", &format!("{uri}?dryRun=All"), Value::Null).await;
+    assert_eq!((code, &dry["status"]), (200, &json!("Success")));
+    assert_eq!(caller.get(&uri).await.0, 200);
+    assert_eq!(caller.json("DELETE", &uri, Value::Null).await.0, 200);
+    assert_eq!(caller.get(&uri).await.0, 404);
+}
+
+#[tokio::test]
+async fn many_writers_of_one_object_lose_nothing() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    caller.json("POST", MAPS, map("m")).await;
+    let writers: Vec<_> = (0..16)
+        .map(|index| {
+            let mut caller = Caller::of(&server);
+            tokio::spawn(async move {
+                let patch = json!({"data": {format!("k{index}"): "v"}});
+                let media = "application/merge-patch+json";
+                caller.typed("PATCH", &format!("{MAPS}/m"), media, patch).await.0
+            })
+        })
+        .collect();
+    let mut done = 0;
+    for writer in writers {
+        let code = writer.await.unwrap();
+        assert!(code == 200 || code == 409, "{code}");
+        done += usize::from(code == 200);
+    }
+    let (_, object) = caller.get(&format!("{MAPS}/m")).await;
+    assert_eq!(object["data"].as_object().unwrap().len(), done + 1);
+    assert!(done >= 8, "most writers get through: {done}");
+}
+
+#[tokio::test]
+async fn patches_of_every_kind() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    caller.json("POST", MAPS, map("m")).await;
+    let uri = format!("{MAPS}/m");
+    let json_patch =
+        json!([{"op": "test", "path": "/data/a", "value": "b"}, {"op": "add", "path": "/data/x", "value": "y"}]);
+    let (code, patched) = caller.typed("PATCH", &uri, "application/json-patch+json", json_patch).await;
+    assert_eq!((code, &patched["data"]["x"]), (200, &json!("y")));
+    let failing = json!([{"op": "test", "path": "/data/a", "value": "no"}]);
+    assert_eq!(caller.typed("PATCH", &uri, "application/json-patch+json", failing).await.0, 422);
+    let intent = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"a": "mine"}});
+    let apply = "application/apply-patch+yaml";
+    assert_eq!(caller.typed("PATCH", &uri, apply, intent.clone()).await.0, 422, "fieldManager is required");
+    let (code, conflict) = caller.typed("PATCH", &format!("{uri}?fieldManager=two"), apply, intent.clone()).await;
+    assert_eq!(code, 409);
+    assert_eq!(conflict["details"]["causes"][0]["field"], ".data.a");
+    let (code, forced) = caller.typed("PATCH", &format!("{uri}?fieldManager=two&force=true"), apply, intent).await;
+    assert_eq!((code, &forced["data"]), (200, &json!({"a": "mine", "x": "y"})));
+    let without = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}});
+    let (_, removed) = caller.typed("PATCH", &format!("{uri}?fieldManager=two"), apply, without.clone()).await;
+    assert_eq!(removed["data"], json!({"x": "y"}), "what is no longer applied goes");
+    let (code, _) = caller
+        .typed(
+            "PATCH",
+            &format!("{MAPS}/new?fieldManager=two"),
+            apply,
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "new"}}),
+        )
+        .await;
+    assert_eq!(code, 201);
+    assert_eq!(caller.typed("PATCH", &uri, "text/plain", json!({})).await.0, 415);
+}
+
+#[tokio::test]
+async fn bad_input_is_named() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    let strict = format!("{MAPS}?fieldValidation=Strict");
+    let mut typo = map("m");
+    typo["dataa"] = json!({});
+    let (code, answer) = caller.json("POST", &strict, typo.clone()).await;
+    assert_eq!(code, 400);
+    assert!(answer["message"].as_str().unwrap().contains("unknown field \"dataa\""), "{answer}");
+    let warned =
+        caller.send("POST", MAPS, &[("content-type", "application/json")], typo.to_string().into_bytes()).await;
+    assert_eq!(warned.status(), 201);
+    assert_eq!(warned.headers()[header::WARNING], "299 - \"unknown field \\\"dataa\\\"\"");
+    assert_eq!(caller.send("POST", MAPS, &[], b"{".to_vec()).await.status(), 400);
+    assert_eq!(caller.send("POST", MAPS, &[], vec![b' '; (3 << 20) + 1]).await.status(), 413);
+    let elsewhere =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "namespace": "kube-system"}});
+    assert_eq!(caller.json("POST", MAPS, elsewhere).await.0, 400);
+    let other_kind = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "m"}});
+    assert_eq!(caller.json("POST", MAPS, other_kind).await.0, 400);
+    for (uri, code) in [
+        ("/api/v1/unknowns", 404),
+        ("/api/v9/pods", 404),
+        ("/nothing", 404),
+        ("/api/v1/namespaces/default/configmaps/none", 404),
+        ("/api/v1/pods?labelSelector=a%20b%20c", 400),
+        ("/api/v1/pods?fieldSelector=spec.unknown%3Dx", 400),
+        ("/api/v1/pods?resourceVersion=abc", 400),
+        ("/api/v1/pods?limit=abc", 400),
+    ] {
+        assert_eq!(caller.get(uri).await.0, code, "{uri}");
+    }
+    assert_eq!(caller.json("DELETE", "/api/v1/namespaces/kube-system", Value::Null).await.0, 403);
+    assert_eq!(caller.json("POST", "/api/v1/namespaces/none/configmaps", map("m")).await.0, 404);
+    assert_eq!(caller.json("PATCH", "/api/v1/namespaces/default/configmaps", json!({})).await.0, 405);
+    assert_eq!(caller.send("GET", MAPS, &[("accept", "text/html")], Vec::new()).await.status(), 406);
+}
+
+#[tokio::test]
+async fn one_object_in_every_form() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    caller.json("POST", MAPS, map("m")).await;
+    let uri = format!("{MAPS}/m");
+    let protobuf = caller.send("GET", &uri, &[("accept", "application/vnd.kubernetes.protobuf")], Vec::new()).await;
+    assert_eq!(protobuf.headers()[header::CONTENT_TYPE], "application/vnd.kubernetes.protobuf");
+    let bytes = protobuf.into_body().collect().await.unwrap().to_bytes();
+    assert!(bytes.starts_with(b"k8s\0"));
+    // The same bytes are understood when they come back under another name.
+    let media = [("content-type", "application/vnd.kubernetes.protobuf")];
+    assert_eq!(caller.send("PUT", &uri, &media, bytes.to_vec()).await.status(), 200);
+    let yaml = caller.send("GET", &uri, &[("accept", "application/yaml")], Vec::new()).await;
+    let text = yaml.into_body().collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&text).contains("kind: ConfigMap"));
+    let partial = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+    let list = caller.send("GET", MAPS, &[("accept", partial)], Vec::new()).await;
+    let list: Value = serde_json::from_slice(&list.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!(list["kind"], "PartialObjectMetadataList");
+    assert_eq!(list["items"][0].get("data"), None);
+    // Large answers are packed for who accepts it.
+    for index in 0..4 {
+        let mut large = map(&format!("large{index}"));
+        large["data"]["a"] = "x".repeat(100_000).into();
+        caller.json("POST", MAPS, large).await;
+    }
+    let packed = caller.send("GET", MAPS, &[("accept-encoding", "gzip")], Vec::new()).await;
+    assert_eq!(packed.headers()[header::CONTENT_ENCODING], "gzip");
+    assert!(packed.into_body().collect().await.unwrap().to_bytes().len() < 40_000);
+}
+
+#[tokio::test]
+async fn deletions_wait_for_finalizers() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    let mut held = map("held");
+    held["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    caller.json("POST", MAPS, held).await;
+    let uri = format!("{MAPS}/held");
+    let (code, marked) = caller.json("DELETE", &uri, Value::Null).await;
+    assert_eq!(code, 200);
+    assert!(marked["metadata"]["deletionTimestamp"].is_string());
+    let (code, _) =
+        caller.typed("PATCH", &uri, "application/merge-patch+json", json!({"metadata": {"finalizers": null}})).await;
+    assert_eq!(code, 200);
+    assert_eq!(caller.get(&uri).await.0, 404);
+    // A namespace ends when its finalizer is taken away, and takes nothing new meanwhile.
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ending"}});
+    caller.json("POST", "/api/v1/namespaces", namespace).await;
+    caller.json("DELETE", "/api/v1/namespaces/ending", Value::Null).await;
+    assert_eq!(caller.json("POST", "/api/v1/namespaces/ending/configmaps", map("late")).await.0, 403);
+    let (_, mut live) = caller.get("/api/v1/namespaces/ending").await;
+    assert_eq!(live["status"]["phase"], "Terminating");
+    live["spec"]["finalizers"] = json!([]);
+    assert_eq!(caller.json("PUT", "/api/v1/namespaces/ending/finalize", live).await.0, 200);
+    assert_eq!(caller.get("/api/v1/namespaces/ending").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_watch_from_before_the_history_is_told_so() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    // More changes than the history keeps.
+    for index in 0..4200 {
+        let mut lease = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"n": index.to_string()}});
+        if index == 0 {
+            caller.json("POST", MAPS, lease).await;
+        } else {
+            lease["metadata"]["resourceVersion"] = "".into();
+            assert_eq!(caller.json("PUT", &format!("{MAPS}/m"), lease).await.0, 200);
+        }
+    }
+    let response = caller.send("GET", &format!("{MAPS}?watch=true&resourceVersion=1"), &[], Vec::new()).await;
+    assert_eq!(response.status(), 200);
+    let event: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)));
+}
