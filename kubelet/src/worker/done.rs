@@ -15,6 +15,8 @@ use crate::volumes::{self, Prepared};
 const AFTER_VOLUMES: SignedDuration = SignedDuration::from_secs(2);
 const AFTER_SANDBOX: SignedDuration = SignedDuration::from_secs(1);
 const AFTER_CONFIG: SignedDuration = SignedDuration::from_secs(5);
+/// A sandbox mostly fails because the pods' network is not there yet, of which there is no event.
+const SANDBOX_LAST: SignedDuration = SignedDuration::from_secs(10);
 
 /// How an operation went.
 #[derive(Debug)]
@@ -49,9 +51,13 @@ impl Worker {
             Done::VolumesGivenUp => self.observed.busy.volumes = false,
             Done::Sandbox(result) => {
                 self.observed.busy.sandbox = false;
-                self.observed.sandbox_failure = result
-                    .err()
-                    .map(|f| failure(self.observed.sandbox_failure.as_ref(), f.reason, f.message, AFTER_SANDBOX));
+                self.observed.sandbox_failure = result.err().map(|f| {
+                    let old = self.observed.sandbox_failure.as_ref();
+                    let mut new = failure(old, f.reason, f.message, AFTER_SANDBOX);
+                    new.backoff.delay = new.backoff.delay.min(SANDBOX_LAST);
+                    new.retry_at = new.backoff.since.saturating_add(new.backoff.delay).unwrap_or(new.retry_at);
+                    new
+                });
                 return true;
             }
             Done::SandboxStopped(result) => {

@@ -1,0 +1,238 @@
+//! Each test is the life of one pod, or of the kubelet under it.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Api;
+use crate::runtime::Runtime;
+
+const PODS: &str = "api/v1/namespaces/default/pods";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Node {
+    api: Api,
+    runtime: Runtime,
+    dir: tempfile::TempDir,
+    shutdown: CancellationToken,
+    task: Option<tokio::task::JoinHandle<Result<(), kubelet::Error>>>,
+}
+
+impl Node {
+    async fn start() -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let api = Api::new();
+        let runtime = Runtime::serve(&dir.path().join("cri.sock"));
+        let mut node = Node { api, runtime, dir, shutdown: CancellationToken::new(), task: None };
+        node.run();
+        node.eventually("node registered", |n| n.api.get("api/v1/nodes", "n1").is_some()).await;
+        let mut object = node.api.get("api/v1/nodes", "n1").unwrap();
+        object["spec"] = json!({"podCIDR": "10.42.0.0/24"});
+        node.api.create("api/v1/nodes", object);
+        node.eventually("node ready", |n| condition(&n.api.get("api/v1/nodes", "n1").unwrap(), "Ready") == "True")
+            .await;
+        node
+    }
+
+    fn run(&mut self) {
+        let socket = kubelet::CriEndpoint::Socket(self.dir.path().join("cri.sock"));
+        let mut config = kubelet::Config::new(self.api.client(), "n1", socket, self.dir.path().join("data"));
+        config.node_ips = vec!["192.0.2.1".parse().unwrap()];
+        config.static_pod_dir = Some(self.manifests());
+        config.cgroup_root =
+            format!("/kubelet-it-{}-{}", std::process::id(), self.dir.path().file_name().unwrap().to_string_lossy());
+        self.shutdown = CancellationToken::new();
+        self.task = Some(tokio::spawn(kubelet::run(config, self.shutdown.clone())));
+    }
+
+    fn manifests(&self) -> PathBuf {
+        self.dir.path().join("manifests")
+    }
+
+    async fn stop(&mut self) {
+        self.shutdown.cancel();
+        self.task.take().unwrap().await.unwrap().unwrap();
+    }
+
+    async fn eventually(&self, what: &str, check: impl Fn(&Node) -> bool) {
+        let began = Instant::now();
+        while !check(self) {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "never: {what}; pods: {:#?}",
+                self.api.get(PODS, "p").map(|p| p["status"].clone())
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn pod(&self, spec: Value) {
+        let mut spec = spec;
+        spec["nodeName"] = json!("n1");
+        self.api.create(PODS, json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}));
+    }
+
+    fn status(&self) -> Value {
+        self.api.get(PODS, "p").map_or(Value::Null, |p| p["status"].clone())
+    }
+
+    fn waiting(&self) -> String {
+        self.status()["containerStatuses"][0]["state"]["waiting"]["reason"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        let name =
+            format!("/kubelet-it-{}-{}", std::process::id(), self.dir.path().file_name().unwrap().to_string_lossy());
+        if let Ok(hierarchy) = runtime_linux::cgroup::Hierarchy::detect()
+            && let Ok(group) = runtime_linux::cgroup::Cgroup::new(&hierarchy, &name)
+        {
+            let _ = group.remove();
+        }
+        let _ = nix::mount::umount2(self.dir.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+fn condition(object: &Value, kind: &str) -> String {
+    let list = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    list.iter().find(|c| c["type"] == kind).map_or(String::new(), |c| c["status"].as_str().unwrap().to_owned())
+}
+
+fn simple() -> Value {
+    json!({"containers": [{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent"}]})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_runs_restarts_and_is_deleted() {
+    let node = Node::start().await;
+    node.pod(simple());
+    node.eventually("ready", |n| condition(&n.api.get(PODS, "p").unwrap(), "Ready") == "True").await;
+    let status = node.status();
+    assert_eq!(status["phase"], "Running");
+    assert!(status["podIP"].as_str().unwrap().starts_with("10.42.0."), "{status}");
+    assert_eq!(status["hostIP"], "192.0.2.1");
+    let first = node.runtime.running("c")[0].clone();
+    node.runtime.end(&first, 3);
+    node.eventually("restarted", |n| n.status()["containerStatuses"][0]["restartCount"] == 1).await;
+    node.eventually("running", |n| n.status()["containerStatuses"][0]["ready"] == true).await;
+    assert_eq!(node.status()["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 3);
+    node.runtime.end(&node.runtime.running("c")[0], 1);
+    node.eventually("backing off", |n| n.waiting() == "CrashLoopBackOff").await;
+    node.api.delete(PODS, "p", Some(1));
+    node.eventually("gone", |n| n.api.get(PODS, "p").is_none() && n.runtime.is_empty()).await;
+    let reasons = node.api.event_reasons();
+    for reason in ["Pulled", "Created", "Started", "BackOff"] {
+        assert!(reasons.contains(&reason.to_owned()), "{reason} not in {reasons:?}");
+    }
+    node.eventually("no directory left", |n| std::fs::read_dir(n.dir.path().join("data/pods")).unwrap().count() == 0)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_waited_for() {
+    let node = Node::start().await;
+    node.api.create("api/v1/namespaces/default/secrets", json!({"metadata": {"name": "s"}, "data": {"k": "dg=="}}));
+    node.pod(json!({"containers": [{"name": "c", "image": "busybox:1", "env": [
+        {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}},
+        {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}]}));
+    node.eventually("config error", |n| n.waiting() == "CreateContainerConfigError").await;
+    let message = node.status()["containerStatuses"][0]["state"]["waiting"]["message"].clone();
+    assert_eq!(message, "configmap \"m\" not found");
+    node.api.create("api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "m"}, "data": {"k": "v"}}));
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    let environment = node.runtime.environment(&node.runtime.running("c")[0]);
+    assert!(environment.starts_with("A=v;B=v;"), "{environment}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_pull_is_told_and_repeated() {
+    let node = Node::start().await;
+    node.runtime.refuse_pulls(true);
+    node.pod(json!({"containers": [{"name": "c", "image": "none:1"}]}));
+    node.eventually("backing off", |n| n.waiting() == "ImagePullBackOff").await;
+    let message = node.status()["containerStatuses"][0]["state"]["waiting"]["message"].clone();
+    assert!(message.as_str().unwrap().contains("registry refuses"), "{message}");
+    node.runtime.refuse_pulls(false);
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_kubelet_restarts_nothing_and_clears_orphans() {
+    let mut node = Node::start().await;
+    node.pod(simple());
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    let id = node.runtime.running("c");
+    node.stop().await;
+    let patches = node.api.status_patches();
+    node.run();
+    node.eventually("node heard", |n| n.runtime.calls("Version") > 1).await;
+    node.pod_named("q");
+    node.eventually("the other runs", |n| n.api.get(PODS, "q").is_some_and(|p| p["status"]["phase"] == "Running"))
+        .await;
+    assert_eq!(node.runtime.calls("RunPodSandbox"), 2);
+    assert!(id.iter().all(|i| node.runtime.running("c").contains(i)));
+    assert!(node.api.status_patches() > patches);
+    // Forced away while nobody looks.
+    node.stop().await;
+    node.api.delete(PODS, "p", Some(0));
+    node.api.delete(PODS, "q", Some(0));
+    node.run();
+    node.eventually("orphans cleared", |n| n.runtime.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absent_api_server_costs_no_container() {
+    let node = Node::start().await;
+    node.pod(simple());
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    node.api.set_down(true);
+    node.runtime.end(&node.runtime.running("c")[0], 1);
+    node.eventually("restarted unseen", |n| n.runtime.running("c").len() == 1).await;
+    node.api.set_down(false);
+    node.eventually("told", |n| n.status()["containerStatuses"][0]["restartCount"] == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_decide_readiness_and_life() {
+    let node = Node::start().await;
+    let probe =
+        |failures: i32| json!({"exec": {"command": ["check"]}, "periodSeconds": 1, "failureThreshold": failures});
+    node.runtime.answer_exec(1);
+    node.pod(json!({"terminationGracePeriodSeconds": 1, "containers": [{"name": "c", "image": "busybox:1", "readinessProbe": probe(1), "livenessProbe": probe(3)}]}));
+    node.eventually("running but unready", |n| {
+        n.status()["phase"] == "Running" && condition(&n.api.get(PODS, "p").unwrap(), "Ready") == "False"
+    })
+    .await;
+    node.eventually("killed and restarted", |n| n.status()["containerStatuses"][0]["restartCount"] == 1).await;
+    node.runtime.answer_exec(0);
+    node.eventually("ready", |n| condition(&n.api.get(PODS, "p").unwrap(), "Ready") == "True").await;
+    assert!(node.api.event_reasons().contains(&"Unhealthy".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_static_pod_has_a_mirror() {
+    let node = Node::start().await;
+    let manifest = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": simple()});
+    let path = node.manifests().join("web.json");
+    std::fs::write(&path, manifest.to_string()).unwrap();
+    let mirror = |n: &Node| n.api.get(PODS, "web-n1");
+    node.eventually("mirror running", |n| mirror(n).is_some_and(|m| m["status"]["phase"] == "Running")).await;
+    node.api.delete(PODS, "web-n1", Some(0));
+    node.eventually("mirror made again", |n| mirror(n).is_some_and(|m| m["status"]["phase"] == "Running")).await;
+    assert_eq!(node.runtime.calls("RunPodSandbox"), 1);
+    std::fs::remove_file(path).unwrap();
+    node.eventually("all gone", |n| mirror(n).is_none() && n.runtime.is_empty()).await;
+}
+
+impl Node {
+    fn pod_named(&self, name: &str) {
+        let mut spec = simple();
+        spec["nodeName"] = json!("n1");
+        spec["containers"][0]["name"] = json!("d");
+        self.api.create(PODS, json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}));
+    }
+}
