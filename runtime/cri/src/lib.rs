@@ -22,7 +22,7 @@ mod streaming;
 pub use config::{Cni, CniTemplate, Config};
 pub use network::NetworkError;
 pub use record::RecordError;
-pub use server::{Server, run};
+pub use server::{Server, run, run_with_images};
 pub use spec::SpecError;
 pub use status::Error;
 pub use streaming::StreamError;

@@ -49,10 +49,7 @@ pub struct Server {
 impl Server {
     /// Opens the stores, takes over every pod there is, and listens for streams.
     pub async fn new(config: Config) -> Result<Self, Error> {
-        let images = {
-            let config = config.images.clone();
-            tokio::task::spawn_blocking(move || Images::open(config)).await.map_err(|_| Error::Panicked)??
-        };
+        let images = open_images(&config).await?;
         Self::with_images(config, images).await
     }
 
@@ -119,6 +116,11 @@ impl Server {
     }
 }
 
+async fn open_images(config: &Config) -> Result<Images, Error> {
+    let config = config.images.clone();
+    Ok(tokio::task::spawn_blocking(move || Images::open(config)).await.map_err(|_| Error::Panicked)??)
+}
+
 /// A list in messages of a bearable size; an empty one is no message.
 fn pieces<T: Send + 'static, M: Send + 'static>(
     all: Vec<T>,
@@ -134,10 +136,16 @@ fn pieces<T: Send + 'static, M: Send + 'static>(
 
 /// Serves on the configured socket until told to stop. Containers go on; a later run takes them over.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    let images = open_images(&config).await?;
+    run_with_images(config, images, shutdown).await
+}
+
+/// Like [`run`] over a store that is open already, for a process that has other uses for it.
+pub async fn run_with_images(config: Config, images: Images, shutdown: CancellationToken) -> Result<(), Error> {
     let (socket, ready) = (config.socket.clone(), config.ready.clone());
     // Bound before the pods are taken over, so that a second server fails before it touches anything.
     let listener = listen(&socket)?;
-    let server = Server::new(config).await?;
+    let server = Server::with_images(config, images).await?;
     if let Some(ready) = ready {
         let _ = ready.send(true);
     }

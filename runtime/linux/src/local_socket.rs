@@ -28,9 +28,9 @@ fn with_address<T>(path: &Path, with: impl FnOnce(&UnixAddr) -> Result<T, Errno>
     with(&UnixAddr::new(&short)?)
 }
 
-/// A listening `SOCK_SEQPACKET` socket at `path`.
-pub fn listen_at(path: &Path) -> Result<OwnedFd, Errno> {
-    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+/// A listening socket at `path`.
+pub fn listen_at(path: &Path, kind: SockType) -> Result<OwnedFd, Errno> {
+    let listener = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
     with_address(path, |address| bind(listener.as_raw_fd(), address))?;
     listen(&listener, Backlog::new(8)?)?;
     Ok(listener)
@@ -62,7 +62,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let deep = dir.path().join("d".repeat(120));
         std::fs::create_dir(&deep).expect("mkdir");
-        let listener = listen_at(&deep.join("s")).expect("listen");
+        let listener = listen_at(&deep.join("s"), SockType::SeqPacket).expect("listen");
         let _client = connect_to(&deep.join("s"), SockType::SeqPacket).expect("connect");
         accept(&listener).expect("accept");
     }

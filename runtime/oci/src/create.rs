@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
+use nix::sys::socket::SockType;
 use oci_spec::runtime::{Hook, Hooks, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Spec};
 use runtime_linux::cgroup::{Cgroup, Mode};
 use runtime_linux::idmap::{self, Setgroups};
@@ -41,7 +42,7 @@ pub fn create(root: &StateRoot, id: &ContainerId, bundle: &Bundle, options: Crea
     let mut warnings = plan.warnings.clone();
     make_cgroup(&cgroup, spec, &mut undo, &mut warnings)?;
 
-    let listener = local_socket::listen_at(&place.socket()).map_err(parent("listen for start"))?;
+    let listener = local_socket::listen_at(&place.socket(), SockType::SeqPacket).map_err(parent("listen for start"))?;
     let (ours, theirs) = local_socket::pair().map_err(parent("socketpair"))?;
     let mut child = prepare(spec, &plan, options, record.state(Status::Creating), theirs, listener)?;
     let mut how = how(&plan, &cgroup)?;

@@ -1,0 +1,81 @@
+//! The container runtime as a part: the CRI server, and beside it the door for images that CRI has no word for.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use runtime_cri_api::v1;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::daemon::{Lock, Progress};
+use crate::instance::{Instance, Layout, Wishes};
+use crate::inventory::Inventory;
+use crate::node::{Tell, join_own_cgroup};
+use crate::parts::Parts;
+use crate::pki::Pki;
+use crate::programs::Programs;
+use crate::{endpoint, image_door};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Cri(#[from] runtime_cri::Error),
+    #[error("open the image store")]
+    Images(#[source] runtime_images::Error),
+    #[error(transparent)]
+    ImageDoor(#[from] image_door::Error),
+    #[error("open the image store: its task panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
+/// Both until `shutdown`.
+pub(crate) async fn run(
+    config: runtime_cri::Config,
+    image_socket: PathBuf,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let store = config.images.clone();
+    let opened =
+        tokio::task::spawn_blocking(move || runtime_images::Images::open(store)).await.map_err(Error::Panicked)?;
+    let images = opened.map_err(Error::Images)?;
+    let door = image_door::serve(image_socket, images.clone(), shutdown.clone());
+    let cri = runtime_cri::run_with_images(config, images, shutdown.clone());
+    tokio::try_join!(async { door.await.map_err(Error::from) }, async { cri.await.map_err(Error::from) })?;
+    Ok(())
+}
+
+/// The runtime without a control plane: pods from the command line only.
+pub(crate) async fn run_alone(layout: Layout, shutdown: CancellationToken, tell: Tell<'_>) -> Result<()> {
+    let _lock = Lock::take(&layout)?;
+    let instance = Instance::load_or_decide(&layout, &Wishes::default())?;
+    let programs = Programs::find()?;
+    programs.link_plugins(&layout.run.join("cni-bin"))?;
+    Inventory::keep_first(&layout, &instance)?;
+    join_own_cgroup(&instance)?;
+    let parts = Parts { pki: Pki::paths(&layout), layout, instance, programs };
+    let (is_ready, mut ready) = watch::channel(false);
+    let mut config = parts.cri();
+    config.ready = Some(is_ready);
+    let running = run(config, parts.layout.image_socket(), shutdown);
+    let started = async {
+        if ready.wait_for(|is_ready| *is_ready).await.is_ok() {
+            set_pod_range(&parts).await?;
+            tell(Progress::Ready);
+        }
+        std::future::pending::<Result<()>>().await
+    };
+    tokio::select! {
+        ended = running => Ok(ended?),
+        failed = started => failed,
+    }
+}
+
+/// The range that a cluster's first node would get, so that a later `up` finds it unchanged.
+async fn set_pod_range(parts: &Parts) -> Result<()> {
+    let channel = endpoint::connect(&parts.layout.cri_socket()).await?;
+    let mut client = v1::runtime_service_client::RuntimeServiceClient::new(channel);
+    let network_config = Some(v1::NetworkConfig { pod_cidr: parts.first_node_range() });
+    let request = v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };
+    client.update_runtime_config(request).await.context("set the pods' network")?;
+    Ok(())
+}
