@@ -189,7 +189,7 @@ impl Instance {
         Ok(Self {
             version: RECORD_VERSION,
             node_name: wishes.node_name.clone().map_or_else(host_name, Ok)?,
-            node_ip: wishes.node_ip.unwrap_or_else(|| default_source_address(service_cidr)),
+            node_ip: wishes.node_ip.unwrap_or_else(|| default_source_address(pod_cidr)),
             api_port: port(wishes.api_port, 6443, "the API server", "--api-port")?,
             kubelet_port: port(wishes.kubelet_port, 10250, "the kubelet", "--kubelet-port")?,
             pod_cidr,
@@ -239,7 +239,7 @@ impl Instance {
 
     /// Whether the node's address is one that Sampan itself put on `lo`, because the host has no other.
     pub(crate) fn owns_node_ip(&self) -> bool {
-        self.node_ip == self.service_cidr.last()
+        self.node_ip == self.pod_cidr.last()
     }
 }
 
@@ -261,8 +261,9 @@ fn host_name() -> Result<String, InstanceError> {
 }
 
 /// The address that the kernel would send from. Connecting a UDP socket sends nothing. On a host without a route the
-/// last address of the Service network serves; `up` puts it on `lo`, so that pods have something to reach.
-fn default_source_address(service_cidr: Cidr) -> Ipv4Addr {
+/// last address of the pod network serves, which no node but the last of 256 would give to a pod; `up` puts it on `lo`, so
+/// that pods have something to reach.
+fn default_source_address(pod_cidr: Cidr) -> Ipv4Addr {
     let found = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
         // 192.0.2.0/24 is reserved for documentation: only the default route leads there.
         socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
@@ -270,7 +271,7 @@ fn default_source_address(service_cidr: Cidr) -> Ipv4Addr {
     });
     match found.map(|address| address.ip()) {
         Ok(IpAddr::V4(address)) if !address.is_loopback() && !address.is_unspecified() => address,
-        _ => service_cidr.last(),
+        _ => pod_cidr.last(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The node's address on a host that has none but loopback: one of the Service network, put on `lo`.
+//! The node's address on a host that has none but loopback: one of the pod network, put on `lo`.
 //!
 //! Pods reach the API server at the node's address, and 127.0.0.1 is another host inside each pod.
 
