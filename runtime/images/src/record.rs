@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,9 @@ use crate::error::{Kind, is_no_space};
 
 /// The version this program writes. Raise it when a field changes meaning, and teach `load` the old one.
 pub(crate) const VERSION: u32 = 1;
+
+/// Held while a record is written beside its place and moved there.
+static SAVING: Mutex<()> = Mutex::new(());
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -68,6 +71,8 @@ pub(crate) fn save<T: Serialize>(path: &Path, body: &T) -> Result<(), Error> {
     let bytes = serde_json::to_vec(&Written { version: VERSION, body }).map_err(|e| failed(io::Error::other(e)))?;
     let beside = path.with_extension("new");
     let write = || -> io::Result<()> {
+        // Two pulls that share a layer save the same record: the second must not rename what the first has just renamed.
+        let _one_at_a_time = SAVING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = File::create(&beside)?;
         file.write_all(&bytes)?;
         file.sync_data()?;
