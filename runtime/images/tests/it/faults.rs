@@ -202,7 +202,7 @@ async fn corrupt_and_cut_blobs_are_refused_by_name() {
             assert_eq!(error.kind(), kind, "{fault} {word}: {text}");
             assert!(text.contains(&victim), "{fault} {word}: {text}");
             assert!(store.images.list().is_empty());
-            assert!(store.names_in("tmp").is_empty(), "{fault} {word}");
+            assert!(store.is_emptied("tmp").await, "{fault} {word}");
         }
     }
 }

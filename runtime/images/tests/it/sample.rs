@@ -206,6 +206,17 @@ impl Store {
         Self { images: Images::open(config).unwrap(), dir }
     }
 
+    /// Waits for a part to be empty: the layers beside one that failed end on threads of their own.
+    pub(crate) async fn is_emptied(&self, part: &str) -> bool {
+        for _ in 0..500 {
+            if self.names_in(part).is_empty() {
+                return true;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        false
+    }
+
     pub(crate) fn names_in(&self, part: &str) -> Vec<String> {
         let entries = fs::read_dir(self.dir.path().join("images").join(part)).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
