@@ -47,6 +47,11 @@ pub enum Error {
     Path { path: String },
     #[error("create cgroup {}", path.display())]
     Create { path: PathBuf, source: io::Error },
+    #[error(
+        "cgroup {} lies in a threaded subtree, which takes no processes; choose a path below a cgroup of type \"domain\"",
+        path.display()
+    )]
+    Threaded { path: PathBuf },
     #[error("read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("write {value:?} to {}", path.display())]
@@ -56,6 +61,11 @@ pub enum Error {
          or delegate it to this cgroup", path.display()
     )]
     NoController { field: String, controller: String, path: PathBuf },
+    #[error(
+        "{field} needs the cgroup controller {controller}, which cannot be handed down while processes {pids:?} sit directly in {}; \
+         move them into a child of it, or choose another parent", path.display()
+    )]
+    BusyParent { field: String, controller: String, path: PathBuf, pids: Vec<i32> },
     #[error("{field}: {problem}")]
     Value { field: String, problem: String },
     #[error("load the device filter into the kernel")]

@@ -42,11 +42,20 @@ pub(super) fn create(place: &Place, path: &str) -> Result<(), Error> {
             inherit_cpuset(&parent, &directory)?;
         }
     }
-    Ok(())
+    if place.version() == Version::Unified { refuse_threaded(directory) } else { Ok(()) }
 }
 
-/// Offers every available controller to the children of `directory`. Best effort: where the kernel refuses one (a process sits in a
-/// cgroup that would become an inner one, EBUSY), the limit that needs it fails later and names the controller.
+/// In a threaded subtree cgroups hold threads, not processes: EOPNOTSUPP for who would move one in. cgroup-v2.rst, "Threads".
+fn refuse_threaded(path: PathBuf) -> Result<(), Error> {
+    let kind = file::read_if_present(&path.join("cgroup.type"))?.unwrap_or_default();
+    match kind.trim() {
+        "threaded" | "domain invalid" => Err(Error::Threaded { path }),
+        _ => Ok(()),
+    }
+}
+
+/// Offers every available controller to the children of `directory`. Best effort: the limit that needs one that the kernel refuses fails
+/// later and names the controller.
 fn enable_controllers(directory: &Path) {
     let (Ok(available), Ok(enabled)) =
         (file::read(&directory.join("cgroup.controllers")), file::read(&directory.join("cgroup.subtree_control")))
@@ -57,12 +66,20 @@ fn enable_controllers(directory: &Path) {
     let missing: Vec<String> =
         available.split_whitespace().filter(|name| !enabled.contains(name)).map(|name| format!("+{name}")).collect();
     let control = directory.join("cgroup.subtree_control");
-    if missing.is_empty() || file::write(&control, &missing.join(" ")).is_ok() {
+    if missing.is_empty() {
         return;
     }
-    for controller in missing {
-        // One that is refused must not keep the others away.
-        let _refused = file::write(&control, &controller);
+    match file::write(&control, &missing.join(" ")) {
+        // A process sits here, so no child may have a controller of domains; one by one the others would make the whole subtree a
+        // threaded one, where no process can live. cgroup-v2.rst, "No Internal Process Constraint".
+        Err(Error::Write { source, .. }) if source.raw_os_error() == Some(Errno::EBUSY as i32) => {}
+        Ok(()) => {}
+        Err(_) => {
+            for controller in missing {
+                // One that is refused must not keep the others away.
+                let _refused = file::write(&control, &controller);
+            }
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! From OCI `linux.resources` to a list of writes, and their execution. Planning looks only at which controller has which version.
 
 use super::hierarchy::{Hierarchy, Version};
-use super::{Cgroup, Error, device, device_filter, file, legacy, unified};
+use super::{Cgroup, Error, device, device_filter, file, legacy, lifecycle, unified};
 use oci_spec::runtime::{LinuxResources, LinuxThrottleDevice};
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// Something asked for that this host cannot do and a container can go without.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,11 +196,7 @@ pub(super) fn execute(cgroup: &Cgroup, step: &Step, ignored: &mut Vec<Ignored>) 
                 let problem = format!("{} has no such file", directory.display());
                 return Err(Error::Value { field, problem });
             }
-            return Err(Error::NoController {
-                field: (*field).to_owned(),
-                controller: (*controller).to_owned(),
-                path: directory,
-            });
+            return Err(missing(cgroup, controller, field, directory));
         }
         Step::Optional { controller, field, file: name, value, why } => {
             let written = match cgroup.directory_of(controller) {
@@ -212,6 +209,9 @@ pub(super) fn execute(cgroup: &Cgroup, step: &Step, ignored: &mut Vec<Ignored>) 
         }
         Step::Pair { controller, field, first, second } => {
             let directory = directory(controller, field)?;
+            if !directory.join(&first.0).exists() {
+                return Err(missing(cgroup, controller, field, directory));
+            }
             let write = |(name, value): &(String, String)| file::write(&directory.join(name), value);
             match write(first) {
                 Ok(()) => write(second)?,
@@ -232,6 +232,25 @@ pub(super) fn execute(cgroup: &Cgroup, step: &Step, ignored: &mut Vec<Ignored>) 
         },
     }
     Ok(())
+}
+
+/// Why a controller's file is not there.
+fn missing(cgroup: &Cgroup, controller: &str, field: &str, directory: PathBuf) -> Error {
+    let (field, controller) = (field.to_owned(), controller.to_owned());
+    // The nearest ancestor that has the controller is the one that does not hand it down. The root may, whatever sits there.
+    let root = cgroup.hierarchy.unified_root().unwrap_or(&directory);
+    let offers = |place: &Path| {
+        let offered = file::read(&place.join("cgroup.controllers")).unwrap_or_default();
+        offered.split_whitespace().any(|name| name == controller)
+    };
+    let holder = directory.ancestors().take_while(|place| *place != root).find(|place| offers(place));
+    if let Some(path) = holder.map(Path::to_owned)
+        && let Ok(pids) = lifecycle::pids(&path)
+        && !pids.is_empty()
+    {
+        return Error::BusyParent { field, controller, path, pids };
+    }
+    Error::NoController { field, controller, path: directory }
 }
 
 fn is_contradiction(error: &std::io::Error) -> bool {

@@ -269,14 +269,17 @@ fn readonly_path(path: &Path, held: &Held) -> Done {
 fn masked_path(path: &Path, held: &mut Held) -> Done {
     let Some(target) = present(path, held)? else { return Ok(()) };
     let is_dir = SFlag::from_bits_truncate(fstat(&target)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
-    // One empty directory and one /dev/null serve all masks, a copy of the mount for each.
+    // One empty directory and one /dev/null serve all masks: the first is attached, the others are copies of it. A copy of what is not
+    // attached is refused with EINVAL before kernel 6.15; open_tree(2).
     let template = if is_dir { &mut held.mask } else { &mut held.null };
-    let template = match template {
-        Some(template) => &*template,
-        None => &*template.insert(if is_dir { empty_dir()? } else { devices::host_null()? }),
-    };
-    let tree = mount::open_tree(template.as_fd(), Path::new(""), Tree::Clone)?;
-    Ok(mount::attach(&tree, &target)?)
+    if let Some(template) = template {
+        let tree = mount::open_tree(template.as_fd(), Path::new(""), Tree::Clone)?;
+        return Ok(mount::attach(&tree, &target)?);
+    }
+    let tree = if is_dir { empty_dir()? } else { devices::host_null()? };
+    mount::attach(&tree, &target)?;
+    *template = Some(tree);
+    Ok(())
 }
 
 fn empty_dir() -> Result<OwnedFd, Errno> {
