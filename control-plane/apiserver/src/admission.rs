@@ -3,6 +3,7 @@
 //! Order of `mutate`: namespace must live -> pod completion (account, tolerations, priority, limits) -> node. Reads only the cache.
 
 mod account;
+mod inert;
 mod limits;
 pub(crate) mod namespace;
 mod node;
@@ -37,6 +38,9 @@ pub(crate) async fn mutate(
     let row = call.row;
     if operation == Operation::Create {
         namespace::must_live(call, object).await?;
+        if subresource.is_empty() {
+            inert::warn(call);
+        }
     }
     if is(row, "", "pods") {
         match operation {
