@@ -18,7 +18,6 @@ pub mod schema;
 
 pub mod convert;
 pub mod defaults;
-pub mod fields;
 pub mod openapi;
 pub mod print;
 pub mod qos;
