@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use control_plane_api::{
     Status,
-    openapi::{self, Undescribed},
+    openapi::{self, Published},
     row, rows, schema,
 };
 use http::{HeaderMap, Response, header};
@@ -42,7 +42,7 @@ pub(super) fn v2(headers: &HeaderMap) -> Outcome<Response<Body>> {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
     // Clients ask with an at sign before the version; as a Content-Type that is no media type, and a dot stands there.
     let protobuf = accept.contains("openapi.spec.v2") && accept.contains("protobuf");
-    let document = openapi::v2(VERSION.2, &Undescribed);
+    let document = openapi::v2(VERSION.2, &Published::load());
     if protobuf {
         return fixed(headers, Bytes::from(openapi::v2_protobuf(&document)), V2_PROTOBUF, &tag("v2-protobuf"));
     }
@@ -73,6 +73,6 @@ pub(super) fn v3(path: &str, headers: &HeaderMap) -> Outcome<Response<Body>> {
         ["apis", group, version] => (group, version),
         _ => return Err(Status::no_such_path().into()),
     };
-    let document = openapi::v3(group, version, VERSION.2, &Undescribed).ok_or_else(Status::no_such_path)?;
+    let document = openapi::v3(group, version, VERSION.2, &Published::load()).ok_or_else(Status::no_such_path)?;
     fixed(headers, Bytes::from(document.to_string()), negotiate::JSON, &tag(&name(group, version)))
 }
