@@ -51,7 +51,7 @@ const ROOMS: [Room; 21] = [
     room("integration-sampan", 5),
     sync("integration-demo", 0),
     room("integration-e2e", 5),
-    room("integration-bench", 5),
+    room("integration-bench", 6),
     room("integration-xtask", 5),
 ];
 
