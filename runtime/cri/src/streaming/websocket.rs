@@ -11,7 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
-use tokio_tungstenite::tungstenite::{Message, handshake::derive_accept_key};
+use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, coding::CloseCode};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes, handshake::derive_accept_key};
 
 use super::channels::{Channels, Input, Output, Verdicts};
 use super::process::Wanted;
@@ -84,10 +85,15 @@ pub(super) fn split(socket: Socket, inputs: &[u8]) -> (HashMap<u8, Input>, mpsc:
             }
         }
         // RFC 6455, section 7.1.1: say goodbye, then let the client close.
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(goodbye()).await;
         let _ = tokio::time::timeout(std::time::Duration::from_secs(1), reading).await;
     });
     (receivers, messages)
+}
+
+/// kubectl takes a close without a code for a broken connection (gorilla/websocket calls it 1005).
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
 }
 
 async fn route(senders: &mut HashMap<u8, mpsc::Sender<Bytes>>, mut data: Bytes) {
@@ -162,7 +168,7 @@ pub(super) fn tunnel(socket: Socket) -> DuplexStream {
                 return;
             }
         }
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(goodbye()).await;
     });
     mine
 }
