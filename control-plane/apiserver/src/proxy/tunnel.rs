@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use control_plane_api::Status;
+use control_plane_api::{Reason, Status};
 use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -29,6 +29,8 @@ use crate::{
 
 /// A target that does not take the connection within this is unavailable.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// What a kubelet says beyond this when it has no log is not told.
+const REFUSAL_BYTES_MAX: usize = 16 * 1024;
 /// Headers that belong to one hop, RFC 9110 section 7.6.1, and credentials that are not the target's business.
 const NOT_FORWARDED: [header::HeaderName; 8] = [
     header::CONNECTION,
@@ -192,6 +194,9 @@ pub(super) async fn forward(call: &Call, target: Target, mut request: Request<Bo
         *response.headers_mut() = answer.headers().clone();
         return Ok(response);
     }
+    if call.path.subresource == "log" && !answer.status().is_success() {
+        return Err(refusal(answer).await.into());
+    }
     let (mut parts, body) = answer.into_parts();
     parts.headers.remove(header::CONNECTION);
     parts.headers.remove(header::TRANSFER_ENCODING);
@@ -201,6 +206,20 @@ pub(super) async fn forward(call: &Call, target: Target, mut request: Request<Bo
         frame
     });
     Ok(Response::from_parts(parts, body::boxed(held)))
+}
+
+/// A kubelet says in plain text why there is no log; clients understand a `Status`.
+async fn refusal(answer: Response<hyper::body::Incoming>) -> Status {
+    let code = answer.status();
+    let limited = http_body_util::Limited::new(answer.into_body(), REFUSAL_BYTES_MAX);
+    let said = http_body_util::BodyExt::collect(limited).await.map(|all| all.to_bytes()).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said).trim().to_owned();
+    let reason = match code {
+        StatusCode::BAD_REQUEST => Reason::BadRequest,
+        StatusCode::NOT_FOUND => Reason::NotFound,
+        _ => Reason::InternalError,
+    };
+    Status::new(reason, if said.is_empty() { format!("the kubelet answered {code}") } else { said })
 }
 
 fn forwarded(headers: &HeaderMap, upgrades: bool) -> HeaderMap {
