@@ -25,6 +25,7 @@ mod up;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -137,11 +138,14 @@ fn detached(which: Daemon, layout: Layout) -> Result<()> {
     })
 }
 
+/// How long blocking work in flight may take once every part has ended.
+const LAST_WORK_MAX: Duration = Duration::from_secs(2);
+
 fn run_daemon(which: Daemon, layout: Layout, tell: node::Tell<'_>) -> Result<()> {
     host::require_root()?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
@@ -157,7 +161,10 @@ fn run_daemon(which: Daemon, layout: Layout, tell: node::Tell<'_>) -> Result<()>
             Daemon::Node => node::run(layout, shutdown, tell).await,
             Daemon::Runtime => runtime::run_alone(layout, shutdown, tell).await,
         }
-    })
+    });
+    // A container that is given its grace must not hold us: the next start finds it as it would after a kill.
+    runtime.shutdown_timeout(LAST_WORK_MAX);
+    ended
 }
 
 /// `SAMPAN_LOG` filters by part, like `info,kubelet=debug`.
