@@ -10,14 +10,18 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::image::{self, ImageBuilder};
 
 /// No command of a test takes longer; one that does is stuck.
 const COMMAND_SECONDS: &str = "90";
@@ -92,7 +96,9 @@ impl Cluster {
     /// For tests that hold a kubectl of their own, like `port-forward` or `get -w`. It is killed after `COMMAND_SECONDS`.
     pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("timeout");
-        command.args(["-k", "1", COMMAND_SECONDS, "kubectl", "--kubeconfig"]).arg(self.kubeconfig()).args(arguments);
+        // In the foreground, so that it may read from a terminal.
+        command.args(["--foreground", "-k", "1", COMMAND_SECONDS, "kubectl", "--kubeconfig"]);
+        command.arg(self.kubeconfig()).args(arguments);
         command.env("HOME", self.root()).env_remove("KUBECONFIG");
         command
     }
@@ -117,10 +123,31 @@ impl Cluster {
     }
 
     pub fn sampan_with_input(&self, arguments: &[&str], input: Option<&str>) -> Result<Said> {
+        run(self.sampan_command(arguments), input)
+    }
+
+    /// For tests that hold the program themselves.
+    pub fn sampan_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("timeout");
-        command.args(["-k", "1", COMMAND_SECONDS]).arg(self.dist.join("sampan")).arg("--root").arg(self.root());
-        command.args(arguments).env("HOME", self.root()).env_remove("KUBECONFIG");
-        run(command, input)
+        command.args(["--foreground", "-k", "1", COMMAND_SECONDS]).arg(self.dist.join("sampan"));
+        command.arg("--root").arg(self.root()).args(arguments).env("HOME", self.root()).env_remove("KUBECONFIG");
+        command
+    }
+
+    /// Makes an image known to the runtime without any registry.
+    pub fn import(&self, image: &ImageBuilder, name: &str) -> Result<()> {
+        let layout = tempfile::tempdir()?;
+        image.build()?.write_layout(layout.path(), name)?;
+        let said = self.sampan(&["import", &layout.path().to_string_lossy()])?;
+        ensure!(said.code == 0, "import failed: {}", said.all());
+        Ok(())
+    }
+
+    /// A static busybox with a shell; its name.
+    pub fn import_busybox(&self) -> Result<&'static str> {
+        const NAME: &str = "e2e.local/busybox:1";
+        self.import(&image::busybox()?, NAME)?;
+        Ok(NAME)
     }
 
     /// Makes the demo image from our own static binary, without any registry.
@@ -199,6 +226,15 @@ fn run(mut command: Command, input: Option<&str>) -> Result<Said> {
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         code: output.status.code().unwrap_or(-1),
     })
+}
+
+/// Ends a held program and what it wraps: a killed `timeout` would leave its child behind.
+pub fn end(child: &mut Child) -> Result<()> {
+    if child.try_wait()?.is_none() {
+        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM).context("end a program")?;
+    }
+    child.wait()?;
+    Ok(())
 }
 
 /// Looks until `look` has something, for `seconds` at most; what it said last otherwise.
