@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use runtime_cri_api::v1::{AttachRequest, ExecRequest, PortForwardRequest};
+use runtime_cri_api::v1::{AttachRequest, ContainerState, ExecRequest, PortForwardRequest};
 
 use crate::container;
 use crate::facts::{self, Shim};
@@ -106,7 +106,10 @@ pub(crate) fn exec(node: &Node, request: ExecRequest) -> Result<String, Error> {
 
 pub(crate) fn attach(node: &Node, request: &AttachRequest) -> Result<String, Error> {
     let container = node.container(&request.container_id)?;
-    container::must_run(&container, "attach to")?;
+    // One that is only created may be attached to as well: whoever starts it next loses none of its first words.
+    if container.read(facts::container_state) != ContainerState::ContainerCreated {
+        container::must_run(&container, "attach to")?;
+    }
     let terminal = container.read(|record| record.config.tty);
     if request.tty && request.stderr {
         return Err(Error::invalid("stderr", "cannot be asked for together with tty"));
