@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::daemon::{Lock, Progress};
 use crate::instance::{Instance, Layout, Wishes};
 use crate::inventory::Inventory;
-use crate::node::{Tell, join_own_cgroup};
+use crate::node::{Tell, address, join_own_cgroup};
 use crate::parts::Parts;
 use crate::pki::Pki;
 use crate::programs::Programs;
@@ -52,6 +52,8 @@ pub(crate) async fn run_alone(layout: Layout, shutdown: CancellationToken, tell:
     programs.link_plugins(&layout.run.join("cni-bin"))?;
     Inventory::keep_first(&layout, &instance)?;
     join_own_cgroup(&instance)?;
+    // Streams and published ports live on loopback.
+    address::ensure(&instance).context("set up lo")?;
     let parts = Parts { pki: Pki::paths(&layout), layout, instance, programs };
     let (is_ready, mut ready) = watch::channel(false);
     let mut config = parts.cri();
