@@ -195,19 +195,17 @@ pub fn set_root_propagation(propagation: MsFlags) -> Result<(), Errno> {
 /// Mounts an overlay, detached.
 ///
 /// Kernels before 6.8 have no `lowerdir+`, and one fsconfig value holds 255 bytes only; then the layers go through the classic call,
-/// attached to `fallback_target`, and `None` comes back.
+/// attached to `fallback_target`, and `None` comes back. Before 6.5 overlay takes any option and refuses it only when it is mounted.
 pub fn overlay(overlay: &Overlay, fallback_target: &Path) -> Result<Option<OwnedFd>, (Errno, String)> {
     let filesystem = Filesystem::open("overlay").map_err(|errno| (errno, String::new()))?;
-    match configure_overlay(&filesystem, overlay) {
-        Ok(()) => match filesystem.mount(0) {
-            Ok(mount) => Ok(Some(mount)),
-            Err(errno) => Err((errno, filesystem.message())),
-        },
-        Err(Errno::EINVAL | Errno::E2BIG) => {
-            classic_overlay(overlay, fallback_target).map_err(|errno| (errno, String::new()))?;
+    let mounted = configure_overlay(&filesystem, overlay).and_then(|()| filesystem.mount(0));
+    match mounted.map_err(|errno| (errno, filesystem.message())) {
+        Ok(mount) => Ok(Some(mount)),
+        Err((Errno::EINVAL | Errno::E2BIG, said)) => {
+            classic_overlay(overlay, fallback_target).map_err(|errno| (errno, said))?;
             Ok(None)
         }
-        Err(errno) => Err((errno, filesystem.message())),
+        Err(refused) => Err(refused),
     }
 }
 

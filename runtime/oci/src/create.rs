@@ -198,6 +198,9 @@ fn make_cgroup(cgroup: &Cgroup, spec: &Spec, undo: &mut Undo<'_>, warnings: &mut
     if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
         let mut resources = resources.clone();
         if let Some(devices) = resources.devices_mut() {
+            let mut blocks = device_rule(None, None, "m");
+            blocks.set_typ(Some(LinuxDeviceType::B));
+            devices.push(blocks);
             devices.extend(DEFAULT_DEVICES.iter().map(|(major, minor, access)| device_rule(*major, *minor, access)));
         }
         warnings.extend(cgroup.apply(&resources)?.iter().map(ToString::to_string));
@@ -205,7 +208,7 @@ fn make_cgroup(cgroup: &Cgroup, spec: &Spec, undo: &mut Undo<'_>, warnings: &mut
     Ok(())
 }
 
-/// What a container with device rules may always use: its nodes can be made (`m` of anything: a node alone opens nothing), and those of
+/// What a container with device rules may always use: its nodes can be made (`m` of anything, block devices too: a node alone opens nothing), and those of
 /// runtime-spec 1.3, "Default Devices", with terminals, can be opened.
 const DEFAULT_DEVICES: [(Option<i64>, Option<i64>, &str); 9] = [
     (None, None, "m"),

@@ -1,5 +1,5 @@
 //! Two kinds: on a fake v2 tree of plain files, where every written value can be seen; and on the real cgroups of the machine, whatever
-//! its layout (run as root). The same real tests run on pure v2 in a small virtual machine.
+//! its layout (run as root). `integration/e2e/tests/unified.rs` runs the same program on pure v2, in a virtual machine.
 
 use super::*;
 use std::collections::BTreeMap;
