@@ -203,7 +203,7 @@ fn enter_namespaces() -> Result<()> {
 }
 
 /// Where `cargo xtask dist` puts the binaries: beside the profile directory that this test was built into.
-fn dist() -> Result<PathBuf> {
+pub fn dist() -> Result<PathBuf> {
     if let Some(told) = std::env::var_os("SAMPAN_DIST") {
         return Ok(told.into());
     }

@@ -5,7 +5,7 @@
 //!     let image = registry.push(&image::nginx()?, "nginx:1")?;      // "127.0.0.1:41373/nginx:1"
 
 mod debian;
-mod program;
+pub(crate) mod program;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -5,3 +5,4 @@ pub mod cluster;
 pub mod image;
 pub mod registry;
 pub mod terminal;
+pub mod vm;

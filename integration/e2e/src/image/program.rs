@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 /// The loader and the libraries of `program`; none for a static one.
-pub(super) fn needed(program: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn needed(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).env("LC_ALL", "C").output().context("run ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
