@@ -37,6 +37,8 @@ pub(crate) enum DaemonError {
     Running { pid: i32 },
     #[error("the daemon ended before it was ready ({status}); the end of {log}:\n{tail}")]
     Ended { status: String, log: PathBuf, tail: String },
+    #[error("{reason} (the daemon's log is {log})")]
+    Failed { reason: String, log: PathBuf },
     #[error("read the daemon's progress")]
     Progress { source: io::Error },
     #[error("signal process {pid}")]
@@ -51,6 +53,8 @@ pub(crate) enum DaemonError {
 pub(crate) enum Progress {
     /// A step is done.
     Step { name: String, detail: String },
+    /// It ends before it is ready. Told here too, because a full disk takes no line of a log.
+    Failed { reason: String },
     /// Everything asked for is done; the daemon now lets go of its standard output.
     Ready,
 }
@@ -147,6 +151,11 @@ fn follow(
         match serde_json::from_str(&line) {
             Ok(Progress::Step { name, detail }) => on_step(&name, &detail),
             Ok(Progress::Ready) => return Ok(()),
+            Ok(Progress::Failed { reason }) => {
+                // What it answers is in the reason.
+                let _status = child.wait();
+                return Err(DaemonError::Failed { reason, log: log.into() });
+            }
             Err(_) => on_step(&line, ""),
         }
     }

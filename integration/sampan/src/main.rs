@@ -111,6 +111,7 @@ fn daemon(which: Daemon, layout: Layout, args: &NodeArgs) -> Result<()> {
     }
     foreground(which, layout, &mut |progress| match progress {
         Progress::Step { name, detail } => report::say(&format!("{name} {detail}")),
+        Progress::Failed { reason } => report::say(&reason),
         Progress::Ready => report::say("ready"),
     })
 }
@@ -126,7 +127,7 @@ fn detached(which: Daemon, layout: Layout) -> Result<()> {
     // Not the leader of a process group yet, so this cannot fail; a terminal that closes no longer ends us.
     nix::unistd::setsid().context("start a session")?;
     log_to_stderr();
-    run_daemon(which, layout, &mut |progress| {
+    let mut tell = |progress| {
         let line = serde_json::to_string(&progress).unwrap_or_default();
         // Whoever started us may have lost patience; we go on.
         let _nobody_reads = writeln!(io::stdout(), "{line}").and_then(|()| io::stdout().flush());
@@ -135,7 +136,12 @@ fn detached(which: Daemon, layout: Layout) -> Result<()> {
         {
             let _kept_open = nix::unistd::dup2_stdout(&null);
         }
-    })
+    };
+    let ended = run_daemon(which, layout, &mut tell);
+    if let Err(error) = &ended {
+        tell(Progress::Failed { reason: format!("{error:#}") });
+    }
+    ended
 }
 
 /// How long blocking work in flight may take once every part has ended.

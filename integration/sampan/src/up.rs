@@ -42,6 +42,7 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
     if args.foreground {
         return crate::foreground(crate::Daemon::Node, layout.clone(), &mut |progress| match progress {
             Progress::Step { name, detail } => report.step(&name, &detail),
+            Progress::Failed { reason } => say(&reason),
             Progress::Ready => say("Ready. Ctrl-C ends the daemon; pods go on, and the next `up` finds them."),
         });
     }
