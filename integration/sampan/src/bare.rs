@@ -56,7 +56,7 @@ pub(crate) fn run(layout: &Layout, command: Command) -> Result<ExitCode> {
     host::require_root()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let session = Session::open(layout).await?;
         match command {
             Command::Run(args) => return run::run(&session, &args).await,
@@ -72,5 +72,8 @@ pub(crate) fn run(layout: &Layout, command: Command) -> Result<ExitCode> {
             Command::Export(args) => image::export(&session, &args).await?,
         }
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    // A read of the terminal cannot be called back; without this, the end would wait for a key.
+    runtime.shutdown_background();
+    ended
 }
