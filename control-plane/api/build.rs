@@ -74,12 +74,9 @@ fn read(text: &str, out: &mut String) {
         {
             type_name = Some(rest);
             field = "";
-        } else if let (16, Some(name)) = (indent, trimmed.strip_prefix('"').and_then(|rest| rest.strip_suffix("\": {")))
-        {
+        } else if let (16, Some(name)) = (indent, field_of(trimmed)) {
             field = name;
-        } else if let Some(description) =
-            trimmed.strip_prefix("\"description\": \"").and_then(|rest| rest.strip_suffix("\","))
-        {
+        } else if let Some(description) = description_of(trimmed) {
             match (type_name, indent) {
                 (Some(name), 12) => out.push_str(&format!("={name}\t{description}\n")),
                 (Some(_), 20) if !field.is_empty() => out.push_str(&format!("{field}\t{description}\n")),
@@ -87,4 +84,16 @@ fn read(text: &str, out: &mut String) {
             }
         }
     }
+}
+
+/// A property with a schema of its own, or one that points to another type.
+fn field_of(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix('"')?;
+    rest.strip_suffix("\": {").or_else(|| rest.strip_suffix("\": ({"))
+}
+
+fn description_of(line: &str) -> Option<&str> {
+    let own = line.strip_prefix("\"description\": \"").and_then(|rest| rest.strip_suffix("\","));
+    let beside = line.strip_prefix("schema_obj.ensure_object().insert(\"description\".into(), \"");
+    own.or_else(|| beside?.strip_suffix("\".into());"))
 }

@@ -63,6 +63,8 @@ mod tests {
         assert!(texts.describe(port, "").unwrap().contains("network port"));
         assert!(texts.describe(port, "protocol").unwrap().ends_with("\"TCP\"."));
         assert!(texts.describe("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "name").is_some());
+        // A field that is another type has a text of its own.
+        assert!(texts.describe("io.k8s.api.core.v1.Pod", "spec").unwrap().contains("desired behavior"));
         assert_eq!(texts.describe(port, "none"), None);
     }
 }
