@@ -1,7 +1,7 @@
 //! What every cluster starts with: namespaces, default roles, the `kubernetes` Service with its endpoints, priority classes.
 //! Idempotent: what is there is kept, rules that an upgrade brings are added.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use control_plane_api::{Object, row};
 use http::Request;
@@ -18,6 +18,8 @@ use crate::{
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 const MANAGER: &str = "kube-apiserver";
+/// Between two looks at what must always be there; upstream's interval.
+const KEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why the start failed.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,27 @@ pub(crate) async fn run(kernel: &Arc<Kernel>) -> Result<(), Error> {
         ensure(kernel, "scheduling.k8s.io", "priorityclasses", "", name, object).await?;
     }
     service(kernel).await
+}
+
+/// Brings the `kubernetes` Service back when somebody deletes it, as `kubectl delete all --all` does: pods reach the API
+/// server through it.
+pub(crate) async fn keep(kernel: Arc<Kernel>) {
+    let is_there = |group, resource| {
+        kernel.cache.of(group, resource).is_some_and(|all| all.get("default", "kubernetes").is_some())
+    };
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(KEEP_INTERVAL) => {}
+            () = kernel.shutdown.cancelled() => return,
+        }
+        let parts = [("", "services"), ("", "endpoints"), ("discovery.k8s.io", "endpointslices")];
+        if parts.iter().all(|(group, resource)| is_there(group, resource)) {
+            continue;
+        }
+        if let Err(error) = service(&kernel).await {
+            tracing::warn!(%error, "the Service kubernetes could not be restored");
+        }
+    }
 }
 
 /// Creates the object unless it is there.

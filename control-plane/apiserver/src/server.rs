@@ -136,6 +136,7 @@ impl ApiServer {
         kernel.ready.store(true, Ordering::Release);
         tasks.spawn(accept(Arc::clone(&kernel), listener, acceptor));
         tasks.spawn(compact(Arc::clone(&kernel)));
+        tasks.spawn(bootstrap::keep(Arc::clone(&kernel)));
         tasks.close();
         tracing::info!(%address, "serving");
         Ok(Self { kernel, address, tasks, shutdown })
