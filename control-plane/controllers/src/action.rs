@@ -53,6 +53,8 @@ pub struct Announcement {
     pub reason: &'static str,
     /// The name of the object follows.
     pub prefix: &'static str,
+    /// What follows the name.
+    pub suffix: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -22,7 +22,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::action::{Action, Part, Plan, Propagation};
+use crate::action::{Action, Announcement, Part, Plan, Propagation};
 use crate::cache::Key;
 use crate::kind::Kind;
 use crate::replica_set::{controller_of, matches, nulled};
@@ -299,7 +299,12 @@ fn create_set(observed: &Observed<'_>, revision: i64, replicas: i32) -> Action {
         kind: Kind::ReplicaSet,
         namespace: deployment.namespace().unwrap_or_default(),
         body,
-        announce: None,
+        announce: Some(Announcement {
+            regarding: Box::new(deployment.object_ref(&())),
+            reason: "ScalingReplicaSet",
+            prefix: "Scaled up replica set ",
+            suffix: format!(" from 0 to {replicas}"),
+        }),
     }
 }
 

@@ -85,6 +85,8 @@ fn subsets(service: &Service, pods: &[Arc<Pod>]) -> (Vec<EndpointSubset>, bool) 
         is_cut |= live.len() > room;
         live.truncate(room);
         room -= live.len();
+        // Upstream sorts by address, so that the same pods always read the same.
+        live.sort_by(|a, b| a.addresses.cmp(&b.addresses));
         let (ready, unready): (Vec<&Backend>, Vec<&Backend>) = live.into_iter().partition(|backend| backend.is_ready);
         if ready.is_empty() && unready.is_empty() {
             continue;

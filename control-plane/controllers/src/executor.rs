@@ -8,11 +8,11 @@ use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
     PropagationPolicy,
 };
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use serde_json::Value;
 use tracing::{debug, warn};
 
 use crate::action::{Action, Announcement, Part, Propagation};
+use crate::recorder::{Recorder, Saying};
 use crate::world::World;
 
 /// Actions of one plan under way at once.
@@ -40,8 +40,7 @@ fn is_obsolete(error: &kube::Error) -> bool {
 
 impl Executor {
     pub(crate) fn new(client: kube::Client, world: Arc<World>, controller: &'static str) -> Self {
-        let reporter = Reporter { controller: controller.into(), instance: None };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, world }
+        Self { recorder: Recorder::new(client.clone(), controller), client, world }
     }
 
     /// All actions, in order of start, `CONCURRENT_MAX` at once; every error, so that one does not hide another.
@@ -193,18 +192,17 @@ impl Executor {
         failed: &'static str,
         failed_prefix: &str,
     ) {
-        let Some(Announcement { regarding, reason, prefix }) = announce else { return };
+        let Some(Announcement { regarding, reason, prefix, suffix }) = announce else { return };
         match result {
-            Ok(name) => self.publish(&regarding, false, reason, format!("{prefix}{name}")).await,
+            Ok(name) => self.publish(&regarding, false, reason, format!("{prefix}{name}{suffix}")).await,
             Err(error) if is_obsolete(error) => {}
             Err(error) => self.publish(&regarding, true, failed, format!("{failed_prefix}{}", message(error))).await,
         }
     }
 
     async fn publish(&self, regarding: &ObjectReference, is_warning: bool, reason: &str, note: String) {
-        let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
-        let event = Event { type_, reason: reason.into(), note: Some(note), action: reason.into(), secondary: None };
-        if let Err(error) = self.recorder.publish(&event, regarding).await {
+        let saying = Saying { regarding: regarding.clone(), is_warning, reason: reason.into(), message: note };
+        if let Err(error) = self.recorder.publish(saying).await {
             warn!(reason, name = regarding.name, %error, "an event was lost");
         }
     }

@@ -17,6 +17,7 @@ mod cache;
 mod executor;
 mod kind;
 mod queue;
+mod recorder;
 mod runner;
 mod world;
 

@@ -150,7 +150,7 @@ fn delete_pod(set: &ReplicaSet, pod: &Pod) -> Action {
 }
 
 fn announce(set: &ReplicaSet, reason: &'static str, prefix: &'static str) -> Option<Announcement> {
-    Some(Announcement { regarding: Box::new(set.object_ref(&())), reason, prefix })
+    Some(Announcement { regarding: Box::new(set.object_ref(&())), reason, prefix, suffix: String::new() })
 }
 
 fn owner(set: &ReplicaSet) -> Value {
