@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::pod::{LocalPod, hash};
+use crate::pod::LocalPod;
 
 /// Beyond this many unwritten events new ones are dropped.
 const QUEUE_MAX: usize = 1000;
@@ -178,8 +178,8 @@ impl Writer {
                 result => return result.map(drop),
             }
         }
-        let unique = format!("{}{}{}", saying.reason, saying.message, Timestamp::now().as_nanosecond());
-        let event_name = format!("{}.{}", saying.name, hash(&[&unique]));
+        // Names in the order of time: lists, and so `kubectl describe`, show events as they came. One task writes them all.
+        let event_name = format!("{}.{:x}", saying.name, Timestamp::now().as_nanosecond());
         let event = Event {
             metadata: ObjectMeta {
                 name: Some(event_name.clone()),
