@@ -30,6 +30,12 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
     host::check()?;
     let mut report = Report::new();
     layout.create().context("make the instance's directories")?;
+    if let Some(pid) = daemon::running(layout)?
+        && is_runtime_alone(pid)
+    {
+        daemon::stop(layout, pid, RUNTIME_PATIENCE)?;
+        report.step("containers taken over", &format!("from process {pid}"));
+    }
     if let Some(pid) = daemon::running(layout)? {
         let kept = Instance::load(layout)?;
         let address = kept.map_or_else(String::new, |instance| format!(" at {}", instance.api_url()));
@@ -57,6 +63,15 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
         None => report_next(&format!("kubectl --kubeconfig {} get nodes", layout.kubeconfig().display())),
     }
     Ok(())
+}
+
+/// How long the lone container runtime may take to end; its containers go on.
+const RUNTIME_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Whether the daemon is what `sampan run` started, without a control plane.
+fn is_runtime_alone(pid: i32) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).any(|word| word == b"cri")
 }
 
 fn report_next(command: &str) {
