@@ -151,6 +151,10 @@ fn plan(
     let mut plan = Plan::default();
     let is_leaving = deployment.metadata.deletion_timestamp.is_some();
     let owned = own(deployment, spec, sets, is_leaving, &mut plan);
+    if !plan.actions.is_empty() {
+        // An adopted set may be the new one: what else is to be done shows once the adoption is written.
+        return plan;
+    }
     let (new, old) = split(spec, owned);
     let observed = Observed { deployment, spec, new, old, has_pods, sets };
     if !is_leaving {

@@ -210,3 +210,16 @@ fn history_is_limited() {
     }
     assert_eq!(rollout.sizes(), [0, 0, 1]);
 }
+
+#[test]
+fn an_orphan_with_the_template_is_adopted_and_not_doubled() {
+    let mut rollout = Rollout::new(2, json!(null));
+    rollout.settle();
+    let orphan = merged(rollout.sets[0].as_ref(), &json!({"metadata": {"ownerReferences": null}}));
+    rollout.sets[0] = Arc::new(orphan);
+    rollout.deployment.status = None;
+    let adoption = rollout.plan();
+    assert!(matches!(adoption.actions.as_slice(), [Action::Patch { kind: Kind::ReplicaSet, .. }]), "{adoption:?}");
+    rollout.settle();
+    assert_eq!(rollout.sizes(), [2]);
+}
