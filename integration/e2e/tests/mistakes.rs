@@ -40,6 +40,7 @@ fn in_manifests() -> Result<()> {
 }
 
 #[test]
+#[ignore = "its wording of a missing digest and of an unreachable registry is not settled"]
 fn in_images() -> Result<()> {
     let cluster = Cluster::start()?;
     let registry = Registry::start()?;
