@@ -19,7 +19,13 @@ fn main() {
             directive(&format!("rerun-if-changed={}", root.display()));
             collect(&root, &mut out);
         }
-        None => directive("warning=k8s-openapi's sources were not found: `kubectl explain` will show no descriptions"),
+        None => {
+            // A path that never is there: cargo comes back with each build until the sources are.
+            directive("rerun-if-changed=k8s-openapi-was-not-found");
+            directive(
+                "warning=k8s-openapi's sources were not found: `kubectl explain` will show no descriptions; run `cargo fetch`, then build again",
+            );
+        }
     }
     let target = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("descriptions.tsv");
     fs::write(&target, out).expect("OUT_DIR can be written");
@@ -30,16 +36,37 @@ fn directive(text: &str) {
     println!("cargo::{text}");
 }
 
-/// The directory of the crate's release, as cargo's own metadata tells it.
+/// The directory of the crate's release: where cargo unpacks what it downloads, else (vendored) where its metadata says.
 fn sources() -> Option<PathBuf> {
-    let cargo = std::env::var_os("CARGO")?;
-    let manifest = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR")?).join("Cargo.toml");
-    let output = Command::new(cargo)
-        .args(["metadata", "--offline", "--format-version", "1", "--manifest-path"])
-        .arg(manifest)
-        .output()
-        .ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
+    let manifest = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR")?);
+    let lock = manifest.join("../../Cargo.lock");
+    directive(&format!("rerun-if-changed={}", lock.display()));
+    let folder = format!("k8s-openapi-{}", locked_version(&fs::read_to_string(lock).ok()?)?);
+    let mut unpacked = registries().into_iter().map(|registry| registry.join(&folder).join(RELEASE));
+    unpacked.find(|root| root.is_dir()).or_else(|| told_by_metadata(&manifest))
+}
+
+/// The one version of the crate in the lock file.
+fn locked_version(lock: &str) -> Option<&str> {
+    let entry = lock.split("[[package]]").find(|entry| entry.trim_start().starts_with("name = \"k8s-openapi\"\n"))?;
+    entry.lines().find_map(|line| line.strip_prefix("version = \"")?.strip_suffix('"'))
+}
+
+/// Cargo's directories of unpacked crates, one per registry.
+fn registries() -> Vec<PathBuf> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let entries = home.and_then(|home| fs::read_dir(home.join("registry/src")).ok());
+    entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// For this platform alone: the metadata of all of them need crates that no build of this one downloads.
+fn told_by_metadata(manifest: &Path) -> Option<PathBuf> {
+    let mut command = Command::new(std::env::var_os("CARGO")?);
+    command.args(["metadata", "--offline", "--format-version", "1", "--filter-platform"]);
+    let output =
+        command.arg(std::env::var_os("TARGET")?).arg("--manifest-path").arg(manifest.join("Cargo.toml")).output();
+    let text = String::from_utf8(output.ok()?.stdout).ok()?;
     // One path of a known shape is wanted out of two megabytes of JSON.
     let manifests = text.split("\"manifest_path\":\"").skip(1).filter_map(|rest| rest.split('"').next());
     let found = manifests.map(Path::new).find(|path| {
