@@ -10,6 +10,7 @@ mod mounts;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use runtime_linux::clone::exit_now;
@@ -74,8 +75,30 @@ pub(crate) struct Child<'plan> {
     pub hooks: Option<&'plan oci_spec::runtime::Hooks>,
     /// For hooks and the seccomp agent; its pid comes with `Order::Go`.
     pub state: State,
+    pub watch: Watch,
     /// Connected to the seccomp agent, with the agent's metadata.
     pub agent: Option<(OwnedFd, String)>,
+}
+
+/// Whether somebody hears of each step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Watch {
+    #[default]
+    Nobody,
+    /// Each step is reported with its time.
+    Reports,
+    /// And the next one waits for the answer.
+    Pauses,
+}
+
+impl Watch {
+    pub(crate) fn of(observer: Option<&crate::Observer<'_>>) -> Self {
+        match observer {
+            None => Self::Nobody,
+            Some(observer) if observer.pauses() => Self::Pauses,
+            Some(_) => Self::Reports,
+        }
+    }
 }
 
 /// Who gets the terminal.
@@ -106,7 +129,9 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
         fail(&child.sync, at(usize::MAX, refusal));
     }
     for (index, step) in child.setup.iter().enumerate() {
-        if let Err(refusal) = execute(step, &mut child, &mut held) {
+        let began = began(&child);
+        let done = execute(step, &mut child, &mut held).and_then(|()| told(index, began, &child.sync, child.watch));
+        if let Err(refusal) = done {
             fail(&child.sync, at(index, refusal));
         }
     }
@@ -116,7 +141,10 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
     }
     let starter = match child.listener.take() {
         Some(listener) => match wait_for_start(&child.sync, &listener) {
-            Ok(starter) => starter,
+            Ok((starter, watch)) => {
+                child.watch = watch;
+                starter
+            }
             Err(_) => exit_now(1),
         },
         // exec: whoever asked hears of a failure on the same socket, and end of file is success.
@@ -127,11 +155,31 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
     };
     child.state.status = Status::Created;
     for (index, step) in child.start.iter().enumerate() {
-        if let Err(refusal) = execute(step, &mut child, &mut held) {
-            fail(&starter, at(child.setup.len() + index, refusal));
+        let (place, began) = (child.setup.len() + index, began(&child));
+        if crate::explain::ends_the_telling(step) {
+            child.watch = Watch::Nobody;
+        }
+        let done = execute(step, &mut child, &mut held).and_then(|()| told(place, began, &starter, child.watch));
+        if let Err(refusal) = done {
+            fail(&starter, at(place, refusal));
         }
     }
     exit_now(1)
+}
+
+fn began(child: &Child<'_>) -> Option<Instant> {
+    (child.watch != Watch::Nobody).then(Instant::now)
+}
+
+/// A step to whoever watches; nothing otherwise.
+fn told(place: usize, began: Option<Instant>, socket: &OwnedFd, watch: Watch) -> Done {
+    let Some(began) = began.filter(|_| watch != Watch::Nobody) else { return Ok(()) };
+    let nanoseconds = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    sync::send_report(socket, &Report::Done { step: u32::try_from(place).unwrap_or(BEFORE_STEPS), nanoseconds })?;
+    if watch == Watch::Pauses && sync::receive_order(socket)? != Order::Continue {
+        return Err(Refusal::words("whoever watched has gone"));
+    }
+    Ok(())
 }
 
 fn fail(socket: &OwnedFd, fault: Fault) -> ! {
@@ -174,7 +222,7 @@ fn enter(child: &mut Child<'_>, held: &mut Held) -> Done {
 }
 
 /// After the commit: the first who connects and says so starts us. A connection that says nothing is a question whether we are there.
-fn wait_for_start(sync: &OwnedFd, listener: &OwnedFd) -> Result<OwnedFd, Errno> {
+fn wait_for_start(sync: &OwnedFd, listener: &OwnedFd) -> Result<(OwnedFd, Watch), Errno> {
     match sync::receive_order(sync)? {
         Order::Commit => {}
         _ => return Err(Errno::EPROTO),
@@ -182,8 +230,10 @@ fn wait_for_start(sync: &OwnedFd, listener: &OwnedFd) -> Result<OwnedFd, Errno> 
     loop {
         let starter = local_socket::accept(listener)?;
         let mut word = [0; 1];
-        if nix::unistd::read(&starter, &mut word) == Ok(1) && word[0] == crate::start::START {
-            return Ok(starter);
+        if nix::unistd::read(&starter, &mut word) == Ok(1)
+            && let Some(watch) = crate::start::watch(word[0])
+        {
+            return Ok((starter, watch));
         }
     }
 }

@@ -7,6 +7,7 @@ mod arguments;
 mod bytes;
 mod events;
 mod exec;
+mod explain;
 mod features;
 mod foreground;
 mod inspect;

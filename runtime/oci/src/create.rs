@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::socket::SockType;
@@ -14,8 +14,9 @@ use runtime_linux::mount::{self, Change, Reach, Tree, attribute};
 use runtime_linux::namespace::{self, Kind};
 use runtime_linux::proc::Proc;
 
-use crate::child::{Child, Join, TerminalUser};
+use crate::child::{Child, Join, TerminalUser, Watch};
 use crate::error::{Error, Failure};
+use crate::explain::{HostStep, Observer};
 use crate::hooks::{self, Kind as HookKind};
 use crate::plan::{CgroupView, Context, IdMapping, MountStep, Plan, Source, Step, invalid};
 use crate::record::{self, Place, Record};
@@ -30,36 +31,77 @@ pub(crate) fn parent(step: impl Into<String>) -> impl FnOnce(Errno) -> Error {
 
 /// Creates a container whose init waits for [`crate::start`]; on an error everything is undone.
 pub fn create(root: &StateRoot, id: &ContainerId, bundle: &Bundle, options: CreateOptions) -> Result<Created, Error> {
+    create_observed(root, id, bundle, options, None)
+}
+
+/// [`create`], with somebody who hears of each step.
+pub fn create_observed(
+    root: &StateRoot,
+    id: &ContainerId,
+    bundle: &Bundle,
+    options: CreateOptions,
+    mut observer: Option<&mut Observer<'_>>,
+) -> Result<Created, Error> {
     let spec = bundle.spec();
     let cgroup = root.cgroup(&cgroup_path(spec, id)?)?;
     let plan = plan(bundle, id, &options, &cgroup)?;
+    if let Some(observer) = observer.as_deref_mut() {
+        observer.begin(&plan, cgroup.path());
+    }
     let place = Place::new(root, id);
     let lock = place.take()?;
     let mut undo = Undo { place: &place, cgroup: None, is_armed: true };
     let mut record = new_record(bundle, id, &plan, &options, &cgroup);
     place.write_config(bundle.raw())?;
     place.write(&record)?;
+    note(&mut observer, HostStep::Record)?;
     let mut warnings = plan.warnings.clone();
     make_cgroup(&cgroup, spec, &mut undo, &mut warnings)?;
+    note(&mut observer, HostStep::Cgroup)?;
 
     let listener = local_socket::listen_at(&place.socket(), SockType::SeqPacket).map_err(parent("listen for start"))?;
     let (ours, theirs) = local_socket::pair().map_err(parent("socketpair"))?;
     let mut child = prepare(spec, &plan, options, record.state(Status::Creating), theirs, listener)?;
+    child.watch = Watch::of(observer.as_deref());
+    note(&mut observer, HostStep::Sources)?;
     let mut how = how(&plan, &cgroup)?;
     take_pid_namespace(&mut child, &mut how, &plan);
     let (mut spawned, ours, lock) = spawn(&how, child, ours, lock).map_err(parent("clone into namespaces"))?;
     record.pid = spawned.pid;
+    if let Some(observer) = observer.as_deref_mut() {
+        observer.container_is(spawned.pid);
+    }
+    note(&mut observer, HostStep::Clone)?;
 
     let conversation = Conversation { spec, plan: &plan, record: &record, cgroup: &cgroup, sync: &ours };
-    let console = conversation.hold(how.cgroup.is_some(), &mut warnings).map_err(|error| why(error, &mut spawned))?;
+    let console = conversation
+        .hold(how.cgroup.is_some(), &mut warnings, &mut observer)
+        .map_err(|error| why(error, &mut spawned))?;
     record.pid_started = record::start_time(record.pid).ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
     place.write(&record)?;
+    note(&mut observer, HostStep::Commit)?;
     sync::send_order(&ours, Order::Commit).map_err(parent("commit"))?;
     undo.is_armed = false;
     drop(lock);
     let pid = spawned.pid;
     let pidfd = spawned.release().ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
     Ok(Created { pid, pidfd, console, warnings })
+}
+
+/// To whoever watches; nothing otherwise.
+fn note(observer: &mut Option<&mut Observer<'_>>, step: HostStep) -> Result<(), Error> {
+    observer.as_deref_mut().map_or(Ok(()), |observer| observer.host(step))
+}
+
+/// The plan and the cgroup's path, with nothing touched.
+pub(crate) fn dry_run(
+    root: &StateRoot,
+    id: &ContainerId,
+    bundle: &Bundle,
+    options: &CreateOptions,
+) -> Result<(Plan, String), Error> {
+    let cgroup = root.cgroup(&cgroup_path(bundle.spec(), id)?)?;
+    Ok((plan(bundle, id, options, &cgroup)?, cgroup.path().to_owned()))
 }
 
 /// A child that vanished may have been killed for memory; say how it ended.
@@ -273,6 +315,7 @@ fn prepare<'plan>(
         terminal: TerminalUser { uid: process.user().uid() },
         hooks: spec.hooks().as_ref(),
         state,
+        watch: Watch::Nobody,
         agent,
     })
 }
@@ -345,7 +388,12 @@ struct Conversation<'a> {
 }
 
 impl Conversation<'_> {
-    fn hold(&self, is_in_cgroup: bool, warnings: &mut Vec<String>) -> Result<Option<OwnedFd>, Error> {
+    fn hold(
+        &self,
+        is_in_cgroup: bool,
+        warnings: &mut Vec<String>,
+        observer: &mut Option<&mut Observer<'_>>,
+    ) -> Result<Option<OwnedFd>, Error> {
         let pid = self.record.pid;
         if self.plan.namespaces.is_new(LinuxNamespaceType::User) {
             // user_namespaces(7): who has no CAP_SETGID in the parent namespace must deny setgroups first.
@@ -353,16 +401,19 @@ impl Conversation<'_> {
             let setgroups = if is_root { Setgroups::Allow } else { Setgroups::Deny };
             let proc = Proc::host().map_err(parent("open /proc"))?;
             idmap::write(&proc, pid, &self.plan.namespaces.maps, setgroups).map_err(parent("write id maps"))?;
+            note(observer, HostStep::IdMaps)?;
         }
         if !is_in_cgroup {
             self.cgroup.add(pid)?;
         }
+        note(observer, HostStep::EnterCgroup)?;
         // A child that died has said why, if it could; its report is worth more than our EPIPE.
         let _dead = sync::send_order(self.sync, Order::Go(pid));
         let mut console = None;
         loop {
             match sync::receive_report(self.sync) {
                 Ok(Some(Report::Ready)) => return Ok(console),
+                Ok(Some(Report::Done { step, nanoseconds })) => self.done(step, nanoseconds, observer)?,
                 Ok(Some(Report::Console(master))) => console = Some(master),
                 Ok(Some(Report::Warning(text))) => warnings.push(text),
                 Ok(Some(Report::Failed(fault))) => return Err(child_error(&fault, &self.plan.setup, &self.plan.start)),
@@ -375,6 +426,15 @@ impl Conversation<'_> {
                 Err(errno) => return Err(parent("set up the container")(errno)),
             }
         }
+    }
+
+    fn done(&self, step: u32, nanoseconds: u64, observer: &mut Option<&mut Observer<'_>>) -> Result<(), Error> {
+        let Some(observer) = observer.as_deref_mut() else { return Ok(()) };
+        observer.container(step, Duration::from_nanos(nanoseconds))?;
+        if observer.pauses() {
+            sync::send_order(self.sync, Order::Continue).map_err(parent("go on to the next step"))?;
+        }
+        Ok(())
     }
 
     fn runtime_hooks(&self) -> Result<(), Error> {

@@ -90,6 +90,8 @@ pub enum Error {
     /// A step of the container's init process, reported over the pipe.
     #[error("{0}")]
     Child(Failure),
+    #[error("given up on request after: {step}")]
+    Abandoned { step: String },
     #[error("the container's init process ended before it was ready ({0})")]
     ChildVanished(String),
 }

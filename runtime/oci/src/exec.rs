@@ -9,7 +9,7 @@ use runtime_linux::cgroup::Cgroup;
 use runtime_linux::namespace::Kind;
 use runtime_linux::{local_socket, pidfd};
 
-use crate::child::{Child, Join, TerminalUser};
+use crate::child::{Child, Join, TerminalUser, Watch};
 use crate::create::{child_error, parent};
 use crate::error::Error;
 use crate::plan::{ProcessContext, Step, process_steps};
@@ -55,6 +55,7 @@ pub fn exec(root: &StateRoot, id: &ContainerId, process: &Process, options: Exec
         terminal: TerminalUser { uid: process.user().uid() },
         hooks: None,
         state: record.state(status),
+        watch: Watch::Nobody,
         agent: None,
     };
     let (spawned, ours, ()) = spawn(&how, child, ours, ()).map_err(parent("clone into the container"))?;
@@ -154,7 +155,9 @@ fn hold(
             Ok(Some(Report::Failed(fault))) => return Err(child_error(&fault, setup, start)),
             Ok(None) | Err(Errno::EPIPE) if is_ready => return Ok(console),
             Ok(None) | Err(Errno::EPIPE) => return Err(Error::ChildVanished("killed".to_owned())),
-            Ok(Some(Report::NeedHooks | Report::Spawned { .. })) => return Err(parent("exec")(Errno::EPROTO)),
+            Ok(Some(Report::NeedHooks | Report::Spawned { .. } | Report::Done { .. })) => {
+                return Err(parent("exec")(Errno::EPROTO));
+            }
             Err(errno) => return Err(parent("exec")(errno)),
         }
     }

@@ -1,22 +1,47 @@
 //! `start`: the word to a created container's init, and its last answer.
 
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
 use nix::errno::Errno;
 use nix::sys::socket::SockType;
 use runtime_linux::local_socket;
 
+use crate::child::Watch;
 use crate::create::{child_error, parent};
 use crate::error::Error;
 use crate::hooks::{self, Kind};
 use crate::plan::Step;
 use crate::record::{Place, Record};
 use crate::status::Status;
-use crate::sync::{self, Report};
-use crate::{ContainerId, StateRoot};
+use crate::sync::{self, Order, Report};
+use crate::{ContainerId, Observer, StateRoot};
 
-pub(crate) const START: u8 = b'S';
+/// The word that lets the process go on, by who watches it.
+fn word(watch: Watch) -> u8 {
+    match watch {
+        Watch::Nobody => b'S',
+        Watch::Reports => b'T',
+        Watch::Pauses => b'P',
+    }
+}
+
+/// What such a word says; `None` for any other byte.
+pub(crate) fn watch(byte: u8) -> Option<Watch> {
+    [Watch::Nobody, Watch::Reports, Watch::Pauses].into_iter().find(|watch| word(*watch) == byte)
+}
 
 /// Lets a created container's process run; an `execve` that fails is reported here.
 pub fn start(root: &StateRoot, id: &ContainerId) -> Result<(), Error> {
+    start_observed(root, id, None)
+}
+
+/// [`start`], with somebody who has watched the same container being created.
+pub fn start_observed(
+    root: &StateRoot,
+    id: &ContainerId,
+    mut observer: Option<&mut Observer<'_>>,
+) -> Result<(), Error> {
     let place = Place::new(root, id);
     let record = place.load()?;
     let wrong = |status| Err(Error::WrongStatus { id: id.to_string(), operation: "start", status });
@@ -34,15 +59,35 @@ pub fn start(root: &StateRoot, id: &ContainerId) -> Result<(), Error> {
         }
         Err(errno) => return Err(parent("connect to the waiting process")(errno)),
     };
-    nix::unistd::write(&starter, &[START]).map_err(parent("start"))?;
-    // Silence and the end of the socket is an exec that worked.
-    let answer =
-        sync::receive_report(&starter).or_else(|errno| if errno == Errno::EPIPE { Ok(None) } else { Err(errno) });
+    nix::unistd::write(&starter, &[word(Watch::of(observer.as_deref()))]).map_err(parent("start"))?;
+    let answer = answer(&starter, observer.as_deref_mut());
     remove_socket(&socket)?;
-    if let Some(Report::Failed(fault)) = answer.map_err(parent("wait for exec"))? {
+    if let Some(fault) = answer? {
         return Err(start_error(&place, &fault));
     }
+    if let Some(observer) = observer {
+        observer.running()?;
+    }
     poststart(&record)
+}
+
+/// What failed; silence and the end of the socket is an exec that worked.
+fn answer(starter: &OwnedFd, mut observer: Option<&mut Observer<'_>>) -> Result<Option<sync::Fault>, Error> {
+    loop {
+        match sync::receive_report(starter) {
+            Ok(Some(Report::Failed(fault))) => return Ok(Some(fault)),
+            Ok(Some(Report::Done { step, nanoseconds })) => {
+                if let Some(observer) = observer.as_deref_mut() {
+                    observer.container(step, Duration::from_nanos(nanoseconds))?;
+                    if observer.pauses() {
+                        sync::send_order(starter, Order::Continue).map_err(parent("go on to the next step"))?;
+                    }
+                }
+            }
+            Ok(_) | Err(Errno::EPIPE) => return Ok(None),
+            Err(errno) => return Err(parent("wait for exec")(errno)),
+        }
+    }
 }
 
 fn remove_socket(socket: &std::path::Path) -> Result<(), Error> {

@@ -20,6 +20,8 @@ pub(crate) enum Order {
     HooksDone,
     /// The record says that you exist: wait for start.
     Commit,
+    /// To a process that is being watched: on to the next step.
+    Continue,
 }
 
 /// From the child.
@@ -34,6 +36,11 @@ pub(crate) enum Report {
     Console(OwnedFd),
     Warning(String),
     Failed(Fault),
+    /// A step is done; only where somebody watches.
+    Done {
+        step: u32,
+        nanoseconds: u64,
+    },
     Ready,
 }
 
@@ -55,6 +62,7 @@ pub(crate) fn send_order(socket: impl AsFd, order: Order) -> Result<(), Errno> {
         Order::Go(_) => b'G',
         Order::HooksDone => b'H',
         Order::Commit => b'K',
+        Order::Continue => b'C',
     };
     if let Order::Go(pid) = order {
         message[1..].copy_from_slice(&pid.to_ne_bytes());
@@ -69,6 +77,7 @@ pub(crate) fn receive_order(socket: impl AsFd) -> Result<Order, Errno> {
         (b'G', 5) => Ok(Order::Go(i32::from_ne_bytes([message[1], message[2], message[3], message[4]]))),
         (b'H', 5) => Ok(Order::HooksDone),
         (b'K', 5) => Ok(Order::Commit),
+        (b'C', 5) => Ok(Order::Continue),
         (_, 0) => Err(Errno::EPIPE),
         _ => Err(Errno::EPROTO),
     }
@@ -98,6 +107,11 @@ pub(crate) fn send_report(socket: impl AsFd, report: &Report) -> Result<(), Errn
             message.extend(fault.errno.to_ne_bytes());
             message.extend(fault.detail.as_bytes());
         }
+        Report::Done { step, nanoseconds } => {
+            message.push(b'D');
+            message.extend(step.to_ne_bytes());
+            message.extend(nanoseconds.to_ne_bytes());
+        }
         Report::Ready => message.push(b'R'),
     }
     message.truncate(MESSAGE_BYTES_MAX);
@@ -121,6 +135,10 @@ pub(crate) fn receive_report(socket: impl AsFd) -> Result<Option<Report>, Errno>
         b'C' => Report::Console(descriptors.pop().ok_or(Errno::EPROTO)?),
         b'W' => Report::Warning(text(0)),
         b'F' => Report::Failed(Fault { step: number(0)?.cast_unsigned(), errno: number(4)?, detail: text(8) }),
+        b'D' => {
+            let bytes = rest.get(4..12).and_then(|bytes| bytes.try_into().ok()).ok_or(Errno::EPROTO)?;
+            Report::Done { step: number(0)?.cast_unsigned(), nanoseconds: u64::from_ne_bytes(bytes) }
+        }
         b'R' => Report::Ready,
         _ => return Err(Errno::EPROTO),
     }))
@@ -144,7 +162,7 @@ mod tests {
     #[test]
     fn messages_come_as_they_went() {
         let (left, right) = runtime_linux::local_socket::pair().expect("pair");
-        for order in [Order::Go(7), Order::HooksDone, Order::Commit] {
+        for order in [Order::Go(7), Order::HooksDone, Order::Commit, Order::Continue] {
             send_order(&left, order).expect("send");
             assert_eq!(receive_order(&right), Ok(order));
         }
@@ -152,6 +170,11 @@ mod tests {
         send_report(&left, &Report::Failed(fault)).expect("send");
         match receive_report(&right).expect("receive") {
             Some(Report::Failed(fault)) => assert_eq!((fault.step, fault.errno, fault.detail.len()), (3, 13, 4087)),
+            other => panic!("{other:?}"),
+        }
+        send_report(&left, &Report::Done { step: 4, nanoseconds: 1 << 40 }).expect("send");
+        match receive_report(&right).expect("receive") {
+            Some(Report::Done { step, nanoseconds }) => assert_eq!((step, nanoseconds), (4, 1 << 40)),
             other => panic!("{other:?}"),
         }
         drop(left);

@@ -1,13 +1,17 @@
 //! create, run, start, kill, delete, pause, resume.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use runtime_linux::{executable, process};
-use runtime_oci::{Bundle, ContainerId, CreateOptions, Created, Deletion, RootChange, StateRoot, Target};
+use runtime_oci::{
+    Bundle, ContainerId, CreateOptions, Created, Deletion, Explained, Observer, RootChange, StateRoot, Target,
+};
 
 use super::arguments::{Create, Kill, Run};
+use super::explain::Teller;
 use super::report::Reporter;
-use super::{Error, foreground};
+use super::{Error, explain, foreground};
 
 pub(crate) fn parse_id(id: &str) -> Result<ContainerId, Error> {
     Ok(ContainerId::parse(id)?)
@@ -55,7 +59,41 @@ struct Made {
     terminal: bool,
 }
 
-fn make(root: &StateRoot, create: &Create, detach: bool, reporter: &Reporter) -> Result<Made, Error> {
+/// The plan on standard output, for `--dry-run`.
+fn dry_run(root: &StateRoot, create: &Create, reporter: &Reporter) -> Result<u8, Error> {
+    let bundle = Bundle::load(&create.bundle)?;
+    let (steps, warnings) = runtime_oci::explain(root, &parse_id(&create.id)?, &bundle, &options(create))?;
+    reporter.warnings(&warnings);
+    explain::print_plan(&create.telling, &steps)?;
+    Ok(0)
+}
+
+/// Whoever asked to be told, where somebody did.
+fn teller(root: &StateRoot, create: &Create) -> Result<Option<Teller>, Error> {
+    if !create.telling.is_wanted() {
+        return Ok(None);
+    }
+    let bundle = Bundle::load(&create.bundle)?;
+    let (steps, _) = runtime_oci::explain(root, &parse_id(&create.id)?, &bundle, &options(create))?;
+    Teller::new(&create.telling, steps.len()).map(Some)
+}
+
+fn options(create: &Create) -> CreateOptions {
+    CreateOptions {
+        preserve_fds: create.preserve_fds + listen_fds(),
+        root_change: if create.no_pivot { RootChange::Chroot } else { RootChange::Pivot },
+        keep_keyring: create.no_new_keyring,
+        ..CreateOptions::default()
+    }
+}
+
+fn make(
+    root: &StateRoot,
+    create: &Create,
+    detach: bool,
+    reporter: &Reporter,
+    observer: Option<&mut Observer<'_>>,
+) -> Result<Made, Error> {
     let id = parse_id(&create.id)?;
     let preserve = create.preserve_fds + listen_fds();
     secure_self(preserve)?;
@@ -65,13 +103,7 @@ fn make(root: &StateRoot, create: &Create, detach: bool, reporter: &Reporter) ->
     if listen_fds() > 0 {
         bundle.add_environment(&[format!("LISTEN_FDS={}", listen_fds()), "LISTEN_PID=1".to_owned()]);
     }
-    let options = CreateOptions {
-        preserve_fds: preserve,
-        root_change: if create.no_pivot { RootChange::Chroot } else { RootChange::Pivot },
-        keep_keyring: create.no_new_keyring,
-        ..CreateOptions::default()
-    };
-    let mut created = runtime_oci::create(root, &id, &bundle, options)?;
+    let mut created = runtime_oci::create_observed(root, &id, &bundle, options(create), observer)?;
     reporter.warnings(&created.warnings);
     let finish = |created: &mut Created| -> Result<(), Error> {
         if let (Some(socket), Some(master)) = (&create.console_socket, created.console.take_if(|_| detach)) {
@@ -99,21 +131,50 @@ pub(crate) fn write_pid_file(path: Option<&Path>, pid: i32) -> Result<(), Error>
 }
 
 pub(crate) fn create(root: &StateRoot, create: &Create, reporter: &Reporter) -> Result<u8, Error> {
-    make(root, create, true, reporter)?;
+    if create.telling.dry_run {
+        return dry_run(root, create, reporter);
+    }
+    let mut teller = teller(root, create)?;
+    observed(&mut teller, |observer| make(root, create, true, reporter, observer))?;
     Ok(0)
 }
 
 pub(crate) fn run(root: &StateRoot, run: &Run, reporter: &Reporter) -> Result<u8, Error> {
+    if run.create.telling.dry_run {
+        return dry_run(root, &run.create, reporter);
+    }
+    let mut teller = teller(root, &run.create)?;
+    observed(&mut teller, |observer| run_observed(root, run, reporter, observer))
+}
+
+/// With the teller as the observer, where there is one.
+fn observed<T>(
+    teller: &mut Option<Teller>,
+    action: impl FnOnce(Option<&mut Observer<'_>>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let Some(teller) = teller else { return action(None) };
+    let pauses = teller.pauses();
+    let mut tell = |step: &Explained, pid: Option<i32>, took: Option<Duration>| teller.tell(step, pid, took);
+    let mut observer = if pauses { Observer::pausing(&mut tell) } else { Observer::new(&mut tell) };
+    action(Some(&mut observer))
+}
+
+fn run_observed(
+    root: &StateRoot,
+    run: &Run,
+    reporter: &Reporter,
+    mut observer: Option<&mut Observer<'_>>,
+) -> Result<u8, Error> {
     // Signals that come from now on wait until there is somebody to hand them to.
     let signals = if run.detach { None } else { Some(foreground::Signals::take()?) };
-    let Made { id, created, terminal } = make(root, &run.create, run.detach, reporter)?;
+    let Made { id, created, terminal } = make(root, &run.create, run.detach, reporter, observer.as_deref_mut())?;
     let undo = |error: Error| {
         // The first error is the one to tell.
         let _second = runtime_oci::delete(root, &id, Deletion::Force);
         error
     };
     let console = foreground::Console::new(created.console, terminal && !run.detach).map_err(undo)?;
-    runtime_oci::start(root, &id).map_err(|error| undo(error.into()))?;
+    runtime_oci::start_observed(root, &id, observer).map_err(|error| undo(error.into()))?;
     let Some(signals) = signals else { return Ok(0) };
     let code = foreground::wait(&created.pidfd, &signals, console);
     if !run.keep {

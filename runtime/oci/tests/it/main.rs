@@ -5,6 +5,7 @@
 mod attacks;
 mod container;
 mod exec;
+mod explain;
 mod harness;
 mod library;
 mod lifecycle;
