@@ -195,7 +195,7 @@ impl Drop for Cluster {
 }
 
 /// Network and mounts of their own for this thread and what it starts.
-fn enter_namespaces() -> Result<()> {
+pub fn enter_namespaces() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("unshare; these tests run as root")?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .context("make mounts private")?;
@@ -212,7 +212,8 @@ pub fn dist() -> Result<PathBuf> {
     dist.context("no dist/sampan above this test: run `cargo xtask dist` first")
 }
 
-fn run(mut command: Command, input: Option<&str>) -> Result<Said> {
+/// Runs a command to its end, whatever it says.
+pub fn run(mut command: Command, input: Option<&str>) -> Result<Said> {
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
