@@ -74,8 +74,8 @@ pub enum Error {
     DeviceAttach { path: PathBuf, source: Errno },
     #[error("{} did not freeze within {} s", path.display(), timeout.as_secs())]
     FreezeTimeout { path: PathBuf, timeout: Duration },
-    #[error("kill process {pid} of {}", path.display())]
-    Kill { path: PathBuf, pid: i32, source: Errno },
+    #[error("signal process {pid} of {}", path.display())]
+    Signal { path: PathBuf, pid: i32, source: Errno },
     #[error("wait for events of {}", path.display())]
     Wait { path: PathBuf, source: Errno },
     #[error("remove cgroup {}", path.display())]

@@ -53,14 +53,7 @@ pub fn kill(root: &StateRoot, id: &ContainerId, signal: i32, target: Target) -> 
     let is_kill = signal == nix::libc::SIGKILL;
     match target {
         Target::All if is_kill => found.cgroup.kill()?,
-        Target::All => {
-            for pid in found.cgroup.pids_recursive()? {
-                // One that has just ended is not an error.
-                if let Ok(process) = pidfd::open(pid) {
-                    let _ended = pidfd::send_signal(&process, signal);
-                }
-            }
-        }
+        Target::All => found.cgroup.signal(signal)?,
         Target::Init => {
             // Without a PID namespace of its own nobody else ends with the init: then KILL means all, as for runc.
             if is_kill && !found.record.namespaces.iter().any(|name| name == "pid") && found.record.is_alive() {

@@ -23,6 +23,8 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN_MS: u8 = 1;
 /// A fork bomb that forks faster than it is killed is frozen first; this bounds the rest.
 const KILL_ROUNDS_MAX: usize = 64;
+/// Processes whose descriptors are open at once, far below any limit of descriptors.
+const SIGNAL_AT_ONCE: usize = 256;
 
 /// Makes `path` in one hierarchy, ancestors included.
 pub(super) fn create(place: &Place, path: &str) -> Result<(), Error> {
@@ -203,9 +205,8 @@ impl Cgroup {
         let frozen = self.unified_kill_missing() && self.freeze().is_ok();
         let mut killed = BTreeSet::new();
         for _ in 0..KILL_ROUNDS_MAX {
-            for &pid in left.iter().filter(|pid| !killed.contains(*pid)) {
-                self.kill_one(pid)?;
-            }
+            left.retain(|pid| !killed.contains(pid));
+            self.signal_these(&left, libc::SIGKILL)?;
             killed.extend(left);
             left = self.pids_recursive()?;
             if left.iter().all(|pid| killed.contains(pid)) {
@@ -220,12 +221,25 @@ impl Cgroup {
         self.unified_directory().is_none_or(|directory| !directory.join("cgroup.kill").exists())
     }
 
-    fn kill_one(&self, pid: i32) -> Result<(), Error> {
-        match pidfd::open(pid).and_then(|process| pidfd::send_signal(&process, libc::SIGKILL)) {
-            // EINVAL: an exited thread group leader on old kernels.
-            Ok(()) | Err(Errno::ESRCH | Errno::EINVAL) => Ok(()),
-            Err(source) => Err(Error::Kill { path: self.main_directory(), pid, source }),
+    /// Sends a signal to every process here and below, each once; what is forked meanwhile may be missed.
+    pub fn signal(&self, signal: i32) -> Result<(), Error> {
+        self.signal_these(&self.pids_recursive()?, signal)
+    }
+
+    /// A pid that was read may be another's by the time it is opened; a process that is still listed after that is the one that is open.
+    fn signal_these(&self, pids: &[i32], signal: i32) -> Result<(), Error> {
+        for some in pids.chunks(SIGNAL_AT_ONCE) {
+            let opened: Vec<_> = some.iter().filter_map(|pid| Some((*pid, pidfd::open(*pid).ok()?))).collect();
+            let still: BTreeSet<i32> = self.pids_recursive()?.into_iter().collect();
+            for (pid, process) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
+                match pidfd::send_signal(process, signal) {
+                    // EINVAL: an exited thread group leader on old kernels.
+                    Ok(()) | Err(Errno::ESRCH | Errno::EINVAL) => {}
+                    Err(source) => return Err(Error::Signal { path: self.main_directory(), pid: *pid, source }),
+                }
+            }
         }
+        Ok(())
     }
 
     /// Waits until no process is here or below; false after the timeout.
