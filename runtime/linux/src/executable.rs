@@ -70,7 +70,35 @@ fn sealed_copy(own: &OwnedFd) -> Result<OwnedFd, Errno> {
 
 /// A process that others may neither trace nor read through /proc, until it executes something else.
 pub fn set_undumpable() -> Result<(), Errno> {
+    set_dumpable(0)
+}
+
+fn set_dumpable(value: libc::c_ulong) -> Result<(), Errno> {
     // SAFETY: PR_SET_DUMPABLE takes one integer.
-    check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }))?;
+    check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, value, 0, 0, 0) }))?;
     Ok(())
+}
+
+/// This process as [`set_undumpable`] makes it, for as long as this lives; a child that is cloned meanwhile stays so.
+#[derive(Debug)]
+pub struct Undumpable {
+    was_dumpable: bool,
+}
+
+impl Undumpable {
+    pub fn new() -> Result<Self, Errno> {
+        // SAFETY: PR_GET_DUMPABLE takes no argument.
+        let before = check(libc::c_long::from(unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }))?;
+        set_undumpable()?;
+        Ok(Self { was_dumpable: before == 1 })
+    }
+}
+
+impl Drop for Undumpable {
+    fn drop(&mut self) {
+        if self.was_dumpable {
+            // It can only be refused for a value that does not exist.
+            let _infallible = set_dumpable(1);
+        }
+    }
 }

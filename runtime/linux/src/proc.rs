@@ -1,6 +1,6 @@
 //! A procfs handle that nobody can have mounted over: every write below /proc goes through it (CVE-2025-52881).
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -10,6 +10,9 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use crate::mount::Filesystem;
 use crate::rooted;
+
+/// linux/proc_fs.h, PROC_ROOT_INO.
+const ROOT_INODE: u64 = 1;
 
 /// A verified procfs.
 #[derive(Debug)]
@@ -22,10 +25,7 @@ impl Proc {
     pub fn host() -> Result<Self, Errno> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open("/proc", flags, Mode::empty())?;
-        if fstatfs(&root)?.filesystem_type() != PROC_SUPER_MAGIC {
-            return Err(Errno::EXDEV);
-        }
-        Ok(Self { root })
+        if is_root(&root)? { Ok(Self { root }) } else { Err(Errno::EXDEV) }
     }
 
     /// A detached one of this PID namespace.
@@ -38,9 +38,14 @@ impl Proc {
         rooted::open_beneath(&self.root, path.as_ref(), flags)
     }
 
-    /// One write of the whole value, as procfs wants it.
+    /// One write of the whole value, as procfs wants it; through a detached procfs where something is mounted over the file.
     pub fn write(&self, path: impl AsRef<Path>, value: &[u8]) -> Result<(), Errno> {
-        let file = self.open(path, OFlag::O_WRONLY)?;
+        let path = path.as_ref();
+        let file = match self.open(path, OFlag::O_WRONLY) {
+            // A host that is a container itself has parts of its /proc mounted over.
+            Err(Errno::EXDEV) => Self::private()?.open(path, OFlag::O_WRONLY)?,
+            other => other?,
+        };
         match nix::unistd::write(&file, value)? {
             written if written == value.len() => Ok(()),
             _ => Err(Errno::EIO),
@@ -48,9 +53,23 @@ impl Proc {
     }
 }
 
+/// Whether a descriptor is the root directory of a procfs: neither something else nor a part of one, which would pass for it.
+pub fn is_root(fd: impl AsFd) -> Result<bool, Errno> {
+    let is_procfs = fstatfs(fd.as_fd())?.filesystem_type() == PROC_SUPER_MAGIC;
+    Ok(is_procfs && nix::sys::stat::fstat(fd.as_fd())?.st_ino == ROOT_INODE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_of_a_procfs_is_not_its_root() {
+        let open = |path: &str| nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).expect("open");
+        for (path, expect) in [("/proc", true), ("/proc/self", false), ("/proc/sys", false), ("/", false)] {
+            assert_eq!(is_root(open(path)), Ok(expect), "{path}");
+        }
+    }
 
     #[test]
     fn both_handles_are_procfs() {

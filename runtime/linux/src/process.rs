@@ -20,6 +20,39 @@ pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Closes every descriptor from 3 on but those in `keep`.
+///
+/// For the child of a clone, which never comes back to the code that owns the others: a container that the child is about to enter could
+/// reach them while the child lives in it.
+pub fn close_all_but(keep: &[RawFd]) -> Result<(), Errno> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    keep.sort_unstable();
+    let mut next = 3;
+    for kept in keep.into_iter().filter(|fd| *fd >= 3) {
+        if kept > next {
+            close_range(next, kept - 1)?;
+        }
+        next = next.max(kept + 1);
+    }
+    close_range(next, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    // SAFETY: the contract of `close_all_but`: nobody in this process uses an owner of these descriptors again.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+    Ok(())
+}
+
+/// Lets `count` descriptors from 3 on survive exec.
+pub fn keep_over_exec(count: u32) -> Result<(), Errno> {
+    let last = i32::try_from(count).ok().and_then(|count| count.checked_add(3)).ok_or(Errno::EBADF)?;
+    for number in 3..last {
+        // SAFETY: F_SETFD takes an integer.
+        check(libc::c_long::from(unsafe { libc::fcntl(number, libc::F_SETFD, 0) }))?;
+    }
+    Ok(())
+}
+
 /// Makes `target` a copy of `source` that survives exec, whatever `target` was.
 ///
 /// For the standard streams and preserved descriptors of a child that is about to exec.

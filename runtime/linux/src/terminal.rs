@@ -1,11 +1,14 @@
 //! Pseudo-terminals: a master from a chosen devpts, its slave without any path, sizes, raw mode.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::sys::termios::{self, SetArg, Termios};
 
+use crate::rooted;
 use crate::syscall::{check, check_fd};
 
 /// linux/magic.h, DEVPTS_SUPER_MAGIC.
@@ -16,6 +19,14 @@ const DEVPTS_MAGIC: FsType = FsType(0x1cd1);
 pub struct Size {
     pub columns: u16,
     pub rows: u16,
+}
+
+/// The multiplexer of a mounted devpts; `ENOTTY` where the directory is none.
+pub fn multiplexer(pts: impl AsFd) -> Result<OwnedFd, Errno> {
+    if fstatfs(pts.as_fd())?.filesystem_type() != DEVPTS_MAGIC {
+        return Err(Errno::ENOTTY);
+    }
+    rooted::open_beneath(pts, Path::new("ptmx"), OFlag::O_RDWR | OFlag::O_NOCTTY)
 }
 
 /// A fresh terminal from the multiplexer `ptmx`, which must be a devpts's own: (master, slave).

@@ -9,7 +9,7 @@ mod identity;
 mod mounts;
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -63,6 +63,8 @@ pub(crate) struct Child<'plan> {
     /// Where `start` knocks; an exec has none and goes on at once.
     pub listener: Option<OwnedFd>,
     pub joins: Vec<Join>,
+    /// What lies in the mount namespace before our first step is a container's.
+    pub joins_mounts: bool,
     /// A root below the mount namespace's own, for exec in a container without pivot_root.
     pub chroot: Option<OwnedFd>,
     pub sources: Vec<Option<OwnedFd>>,
@@ -98,6 +100,34 @@ impl Watch {
             Some(observer) if observer.pauses() => Self::Pauses,
             Some(_) => Self::Reports,
         }
+    }
+}
+
+impl Child<'_> {
+    /// The numbers of all that it still needs, of those above the standard streams.
+    pub(crate) fn descriptors(&self) -> Vec<RawFd> {
+        let mut all: Vec<RawFd> = vec![self.sync.as_raw_fd()];
+        all.extend(self.joins.iter().map(|join| join.fd.as_raw_fd()));
+        all.extend(self.agent.iter().map(|(socket, _)| socket.as_raw_fd()));
+        let optional = [&self.listener, &self.chroot].into_iter().chain(&self.sources).chain(&self.stdio);
+        all.extend(optional.flatten().map(AsRawFd::as_raw_fd));
+        for step in self.start {
+            if let Step::KeepDescriptors { count } = step {
+                all.extend((3..).take(usize::try_from(*count).unwrap_or(usize::MAX)));
+            }
+        }
+        all
+    }
+
+    pub(crate) fn join_namespaces(&mut self) -> Result<(), Errno> {
+        for join in self.joins.drain(..) {
+            namespace::join(&join.fd, join.flags)?;
+        }
+        if let Some(root) = self.chroot.take() {
+            nix::unistd::fchdir(&root)?;
+            nix::unistd::chroot(".")?;
+        }
+        Ok(())
     }
 }
 
@@ -190,7 +220,8 @@ fn fail(socket: &OwnedFd, fault: Fault) -> ! {
 
 /// Up to the parent's go: descriptors, dumpability, namespaces by path.
 fn enter(child: &mut Child<'_>, held: &mut Held) -> Done {
-    executable::set_undumpable()?;
+    // What our maker has open is none of the container's business, not even until exec.
+    process::close_all_but(&child.descriptors())?;
     for (stream, target) in child.stdio.iter().zip(0..) {
         if let Some(stream) = stream {
             process::place(stream.as_fd(), target)?;
@@ -204,21 +235,21 @@ fn enter(child: &mut Child<'_>, held: &mut Held) -> Done {
         Order::Go(pid) => child.state.pid = pid,
         other => return Err(Refusal::words(format!("expected to go on, was told {other:?}"))),
     }
+    // Not before: an unprivileged parent could not write the id maps of a process that is not dumpable.
+    executable::set_undumpable()?;
     let needs_proc = |step: &Step| {
         matches!(step, Step::Sysctl { .. } | Step::AppArmor(_) | Step::OomScoreAdjust(_) | Step::TimeNamespace(_))
     };
     if child.setup.iter().any(needs_proc) {
-        // Now, while /proc is the host's and nobody in a container can have mounted over it.
-        held.proc = Some(Proc::host().or_else(|_| Proc::private())?);
+        held.proc = Some(if child.joins_mounts {
+            // The /proc that is there is the container's to choose; a user namespace that may not mount one has no other, though.
+            Proc::private().or_else(|_| Proc::host())?
+        } else {
+            // Now, while /proc is the host's and nobody in a container can have mounted over it.
+            Proc::host().or_else(|_| Proc::private())?
+        });
     }
-    for join in child.joins.drain(..) {
-        namespace::join(&join.fd, join.flags)?;
-    }
-    if let Some(root) = child.chroot.take() {
-        nix::unistd::fchdir(&root)?;
-        nix::unistd::chroot(".")?;
-    }
-    Ok(())
+    Ok(child.join_namespaces()?)
 }
 
 /// After the commit: the first who connects and says so starts us. A connection that says nothing is a question whether we are there.

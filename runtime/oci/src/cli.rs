@@ -90,6 +90,10 @@ fn run(arguments: &Arguments, reporter: &report::Reporter) -> Result<u8, Error> 
                 .to_owned(),
         ));
     }
+    if matches!(arguments.command, Command::Start { .. } | Command::Delete { .. }) {
+        // No hook gets what our caller left open.
+        runtime_linux::process::close_on_exec_from(3).map_err(Error::errno("close inherited descriptors at exec"))?;
+    }
     let root = global.state_root();
     match &arguments.command {
         Command::Create(create) => lifecycle::create(&root, create, reporter),

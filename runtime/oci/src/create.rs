@@ -305,6 +305,7 @@ fn prepare<'plan>(
         sync,
         listener: Some(listener),
         joins,
+        joins_mounts: plan.namespaces.join.iter().any(|(kind, _)| *kind == Kind::Mount),
         chroot: None,
         sources: open_sources(&plan.sources, plan)?,
         stdio: [stdio.stdin, stdio.stdout, stdio.stderr],

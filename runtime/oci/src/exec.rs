@@ -1,7 +1,7 @@
 //! `exec`: a further process in a container's namespaces and cgroup.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use oci_spec::runtime::{Process, Spec};
@@ -45,6 +45,7 @@ pub fn exec(root: &StateRoot, id: &ContainerId, process: &Process, options: Exec
         sync: theirs,
         listener: None,
         joins,
+        joins_mounts: record.namespaces.iter().any(|name| name == Kind::Mount.file_name()),
         chroot: chroot(&record)?,
         sources: Vec::new(),
         stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
@@ -110,7 +111,7 @@ fn namespaces(record: &Record, init: &OwnedFd) -> Result<(Spawn, Vec<Join>), Err
     }
     let joins = if flags == 0 { Vec::new() } else { vec![Join { fd: copy()?, flags }] };
     let pid_namespace = if has_pid { Some(copy()?) } else { None };
-    Ok((Spawn { flags: 0, pid_namespace, has_process_between: false, cgroup: None }, joins))
+    Ok((Spawn { flags: 0, pid_namespace, has_process_between: true, cgroup: None }, joins))
 }
 
 fn chroot(record: &Record) -> Result<Option<OwnedFd>, Error> {
@@ -120,7 +121,12 @@ fn chroot(record: &Record) -> Result<Option<OwnedFd>, Error> {
     let path = format!("/proc/{}/root", record.pid);
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
     let opened = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty());
-    opened.map(Some).map_err(parent("open the container's root"))
+    let root = opened.map_err(parent("open the container's root"))?;
+    // Its pid could have become another's meanwhile.
+    if !record.is_alive() {
+        return Err(Error::WrongStatus { id: record.id.clone(), operation: "exec in", status: Status::Stopped });
+    }
+    Ok(Some(root))
 }
 
 fn enter_cgroup(cgroup: &Cgroup, sub: Option<&PathBuf>, record: &Record, pid: i32) -> Result<(), Error> {
@@ -134,7 +140,7 @@ fn enter_cgroup(cgroup: &Cgroup, sub: Option<&PathBuf>, record: &Record, pid: i3
     let own = std::fs::read_to_string(format!("/proc/{}/cgroup", record.pid)).unwrap_or_default();
     let below = own.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| *path != cgroup.path());
     match below.and_then(|path| Cgroup::new(cgroup.hierarchy(), path).ok()) {
-        Some(below) if below.path().starts_with(cgroup.path()) => Ok(below.add(pid)?),
+        Some(below) if Path::new(below.path()).starts_with(cgroup.path()) => Ok(below.add(pid)?),
         _ => Err(error.into()),
     }
 }

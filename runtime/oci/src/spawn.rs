@@ -2,14 +2,15 @@
 //!
 //! Mostly one clone3. A process in between is needed where namespaces must be joined before others are made: with a user namespace that
 //! is joined, the new ones must belong to it; with a new one, what is joined belongs to the host, and from inside cannot be joined any
-//! more.
+//! more. An exec has one too, so that nobody in the container sees a process that is still half the host's.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use runtime_linux::clone::{CLONE_PARENT, Cloned, clone, exit_now};
+use runtime_linux::executable::{Undumpable, set_undumpable};
 use runtime_linux::namespace::{self, Kind};
-use runtime_linux::pidfd;
+use runtime_linux::{pidfd, process};
 
 use crate::child::{self, Child};
 use crate::sync::{self, BEFORE_STEPS, Fault, Report};
@@ -59,6 +60,8 @@ pub(crate) fn spawn<T>(spawn: &Spawn, child: Child<'_>, ours: OwnedFd, own: T) -
     if spawn.has_process_between {
         return spawn_between(spawn, child, ours, own);
     }
+    // Whoever lives in the PID namespace sees the child from its first instruction on (CVE-2016-9962).
+    let hidden = spawn.pid_namespace.as_ref().map(|_| Undumpable::new()).transpose()?;
     let home = match &spawn.pid_namespace {
         Some(target) => {
             let home = namespace::open_path(std::path::Path::new("/proc/self/ns/pid"))?;
@@ -77,6 +80,7 @@ pub(crate) fn spawn<T>(spawn: &Spawn, child: Child<'_>, ours: OwnedFd, own: T) -
             if let Some(home) = home {
                 namespace::join(&home, Kind::Pid.flag())?;
             }
+            drop(hidden);
             match other? {
                 Cloned::Parent { pid, pidfd } => Ok((Spawned { pid, pidfd: Some(pidfd) }, ours, own)),
                 Cloned::Child => exit_now(1),
@@ -119,9 +123,16 @@ fn spawn_between<T>(
 }
 
 fn between(spawn: &Spawn, child: &mut Child<'_>) -> Result<Cloned, Errno> {
-    for join in child.joins.drain(..) {
-        namespace::join(&join.fd, join.flags)?;
+    // An unprivileged parent could not write the id maps of a child that is not dumpable: then the child hides itself afterwards.
+    if spawn.flags & Kind::User.flag() == 0 {
+        set_undumpable()?;
     }
+    let mut keep = child.descriptors();
+    keep.extend(spawn.pid_namespace.as_ref().map(AsRawFd::as_raw_fd));
+    process::close_all_but(&keep)?;
+    child.join_namespaces()?;
+    // The PID namespace last: who lives in it sees a child that has nothing of the host's any more, neither its mounts nor its
+    // descriptors, for CAP_SYS_PTRACE reaches also what is not dumpable.
     if let Some(target) = &spawn.pid_namespace {
         namespace::join(target, Kind::Pid.flag())?;
     }

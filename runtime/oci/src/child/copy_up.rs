@@ -42,7 +42,8 @@ fn directory(from: OwnedFd, to: &OwnedFd, depth: u32) -> Result<(), Errno> {
         let name = Path::new(&name);
         let status = fstatat(&entries, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         let kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT;
-        let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        // O_NONBLOCK: what was a file just now may be a fifo by now, which would make us wait for its writer.
+        let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         if kind == SFlag::S_IFDIR {
             mkdirat(to, name, Mode::from_bits_truncate(0o700))?;
             let inner = openat(to, name, read | OFlag::O_DIRECTORY, Mode::empty())?;

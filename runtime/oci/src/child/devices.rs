@@ -5,10 +5,10 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{Mode, SFlag, fstat, fstatat, makedev, mknodat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags};
 use runtime_linux::mount::{self, Tree};
-use runtime_linux::terminal::Size;
+use runtime_linux::terminal::{self, Size};
 
 use super::{Child, Done, Held, Refusal, take_terminal};
 use crate::plan::{DeviceNode, Step};
@@ -27,23 +27,22 @@ fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
     if let Some(source) = node.bind {
         let tree = child.sources.get_mut(source).and_then(Option::take);
         let tree = tree.ok_or_else(|| Refusal::said(Errno::ENOENT, "the host has no such device to bind"))?;
+        // The host may have anything at that path.
+        if !is_device(&fstat(&tree)?, node) {
+            return Err(Refusal::said(Errno::ENODEV, "the host has something else there"));
+        }
         let target = root.ensure_file(&node.path, Mode::from_bits_truncate(0o666))?;
         return Ok(mount::attach(&tree, &target)?);
     }
     let (parent, name) = root.ensure_parent(&node.path)?;
-    let (kind, number) = match node.letter {
-        'b' => (SFlag::S_IFBLK, makedev(node.major, node.minor)),
-        'c' => (SFlag::S_IFCHR, makedev(node.major, node.minor)),
-        _ => (SFlag::S_IFIFO, 0),
-    };
+    let (kind, number) = kind_and_number(node);
     // mknod(2) follows no symlink at the last step; the mode is exact since the umask is 0 by then.
     match mknodat(&parent, name.as_path(), kind, Mode::from_bits_truncate(node.mode), number) {
         Ok(()) => {}
         Err(Errno::EEXIST) => {
             let found = fstatat(&parent, name.as_path(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-            let same_kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == kind;
             // What the image put there must be just that device, or it would pass for it.
-            if !same_kind || found.st_rdev != number {
+            if !is_device(&found, node) {
                 return Err(Refusal::said(Errno::EEXIST, "something else is there"));
             }
             return Ok(());
@@ -55,6 +54,19 @@ fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
         nix::unistd::fchownat(&parent, name.as_path(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
     }
     Ok(())
+}
+
+fn kind_and_number(node: &DeviceNode) -> (SFlag, u64) {
+    match node.letter {
+        'b' => (SFlag::S_IFBLK, makedev(node.major, node.minor)),
+        'c' => (SFlag::S_IFCHR, makedev(node.major, node.minor)),
+        _ => (SFlag::S_IFIFO, 0),
+    }
+}
+
+fn is_device(found: &FileStat, node: &DeviceNode) -> bool {
+    let (kind, number) = kind_and_number(node);
+    SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == kind && found.st_rdev == number
 }
 
 fn link(path: &Path, target: &Path, held: &Held) -> Done {
@@ -77,9 +89,10 @@ fn link(path: &Path, target: &Path, held: &Held) -> Done {
 
 fn console(bind: bool, size: Size, child: &Child<'_>, held: &Held) -> Done {
     let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
-    let ptmx = root
-        .open(Path::new("/dev/pts/ptmx"), OFlag::O_RDWR | OFlag::O_NOCTTY)
-        .map_err(|errno| Refusal::said(errno, "/dev/pts/ptmx"))?;
+    // By the directory, so that nothing is opened before it is known to be a devpts (CVE-2025-52565).
+    let said = |errno: Errno| Refusal::said(errno, "/dev/pts/ptmx");
+    let pts = root.open(Path::new("/dev/pts"), OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(said)?;
+    let ptmx = terminal::multiplexer(&pts).map_err(said)?;
     let slave = take_terminal(ptmx, size, child)?;
     if bind {
         let target = root.ensure_file(Path::new("/dev/console"), Mode::from_bits_truncate(0o600))?;

@@ -33,11 +33,12 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
         Step::Umask(mask) => drop(umask(Mode::from_bits_truncate(*mask))),
         Step::WorkingDirectory(path) => working_directory(path)?,
         Step::FindProgram => held.program = Some(find_program(child)?),
-        Step::CloseDescriptors { preserve } => {
+        Step::CloseDescriptors => {
             // Nothing of the host's is open when the working directory is chosen (CVE-2024-21626).
             *held = Held::default();
-            close_descriptors(*preserve)?;
+            process::close_on_exec_from(3)?;
         }
+        Step::KeepDescriptors { count } => process::keep_over_exec(*count)?,
         other => return Err(Refusal::words(format!("{other} is not a step of a process"))),
     }
     Ok(())
@@ -156,9 +157,4 @@ fn runnable(path: &Path) -> Result<(), Errno> {
         return Err(Errno::EACCES);
     }
     access(path, AccessFlags::X_OK)
-}
-
-fn close_descriptors(preserve: u32) -> Done {
-    let first = i32::try_from(preserve).ok().and_then(|preserve| preserve.checked_add(3)).ok_or(Errno::EINVAL)?;
-    Ok(process::close_on_exec_from(first)?)
 }

@@ -121,9 +121,7 @@ fn set_attributes(tree: impl AsFd, attributes: &MountAttributes) -> Result<(), E
 fn filesystem(destination: &Path, attributes: &MountAttributes, mount: &FilesystemMount, held: &Held) -> Done {
     let root = root(held)?;
     let target = if mount.kind == "proc" || mount.kind == "sysfs" {
-        // A symlink would put the real one elsewhere and leave a fake in its place (CVE-2019-19921, CVE-2023-27561).
-        root.ensure_plain_dir(destination, DIRECTORY)
-            .map_err(|errno| Refusal::said(errno, "must be mounted on an ordinary directory"))?
+        plain_dir(destination, root)?
     } else {
         root.ensure_dir(destination, DIRECTORY)?
     };
@@ -161,6 +159,12 @@ fn filesystem(destination: &Path, attributes: &MountAttributes, mount: &Filesyst
     Ok(mount::attach(&tree, &target)?)
 }
 
+/// A symlink would put the real one elsewhere and leave a fake in its place (CVE-2019-19921, CVE-2023-27561).
+fn plain_dir(destination: &Path, root: &Root) -> Result<OwnedFd, Refusal> {
+    root.ensure_plain_dir(destination, DIRECTORY)
+        .map_err(|errno| Refusal::said(errno, "must be mounted on an ordinary directory"))
+}
+
 /// Below /proc nothing is mounted over, however it is reached; `Plan` has looked at the written path only.
 fn refuse_proc(target: &OwnedFd, destination: &Path) -> Done {
     if !destination.starts_with("/proc") && fstatfs(target)?.filesystem_type() == PROC_SUPER_MAGIC {
@@ -177,10 +181,14 @@ fn bind_mount(
     held: &Held,
 ) -> Done {
     let tree = take(bind.source, child)?;
-    if destination == Path::new("/proc") && fstatfs(&tree)?.filesystem_type() != PROC_SUPER_MAGIC {
+    if destination == Path::new("/proc") && !runtime_linux::proc::is_root(&tree)? {
         return Err(Refusal::said(Errno::EPERM, "only a proc file system may be mounted on /proc"));
     }
-    let target = target_like(&tree, destination, root(held)?)?;
+    let target = if destination == Path::new("/proc") || destination == Path::new("/sys") {
+        plain_dir(destination, root(held)?)?
+    } else {
+        target_like(&tree, destination, root(held)?)?
+    };
     refuse_proc(&target, destination)?;
     set_attributes(&tree, attributes)?;
     Ok(mount::attach(&tree, &target)?)

@@ -1,5 +1,7 @@
 //! create, run, start, kill, delete, pause, resume.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,14 +22,14 @@ pub(crate) fn parse_id(id: &str) -> Result<ContainerId, Error> {
 /// What has to hold before this process goes anywhere near a container: no stray descriptors, and a file that it cannot spoil.
 pub(crate) fn secure_self(preserve: u32) -> Result<(), Error> {
     process::ensure_standard_streams().map_err(Error::errno("open /dev/null for a closed standard stream"))?;
-    executable::ensure_protected().map_err(Error::errno("run from a file that no container can write"))?;
-    for number in 3..3 + i32::try_from(preserve).unwrap_or(0) {
-        if !process::is_open(number) {
-            return Err(Error::Usage(format!("--preserve-fds {preserve}: descriptor {number} is not open")));
-        }
+    let first = i32::try_from(preserve).ok().and_then(|preserve| preserve.checked_add(3));
+    let first = first.ok_or_else(|| Error::Usage("--preserve-fds is too large".to_owned()))?;
+    if let Some(number) = (3..first).find(|number| !process::is_open(*number)) {
+        return Err(Error::Usage(format!("--preserve-fds {preserve}: descriptor {number} is not open")));
     }
-    let first = 3 + i32::try_from(preserve).map_err(|_| Error::Usage("--preserve-fds is too large".to_owned()))?;
-    process::close_on_exec_from(first).map_err(Error::errno("close inherited descriptors at exec"))
+    executable::ensure_protected().map_err(Error::errno("run from a file that no container can write"))?;
+    // Those that the container is to get, no hook gets.
+    process::close_on_exec_from(3).map_err(Error::errno("close inherited descriptors at exec"))
 }
 
 /// systemd's socket activation: the descriptors come first, as many as it says.
@@ -51,6 +53,10 @@ pub(crate) fn check_console(terminal: bool, detach: bool, socket: Option<&PathBu
         }
         _ => Ok(()),
     }
+}
+
+fn preserved(create: &Create) -> u32 {
+    create.preserve_fds.saturating_add(listen_fds())
 }
 
 struct Made {
@@ -80,7 +86,7 @@ fn teller(root: &StateRoot, create: &Create) -> Result<Option<Teller>, Error> {
 
 fn options(create: &Create) -> CreateOptions {
     CreateOptions {
-        preserve_fds: create.preserve_fds + listen_fds(),
+        preserve_fds: preserved(create),
         root_change: if create.no_pivot { RootChange::Chroot } else { RootChange::Pivot },
         keep_keyring: create.no_new_keyring,
         ..CreateOptions::default()
@@ -95,7 +101,7 @@ fn make(
     observer: Option<&mut Observer<'_>>,
 ) -> Result<Made, Error> {
     let id = parse_id(&create.id)?;
-    let preserve = create.preserve_fds + listen_fds();
+    let preserve = preserved(create);
     secure_self(preserve)?;
     let mut bundle = Bundle::load(&create.bundle)?;
     let terminal = bundle.spec().process().as_ref().is_some_and(|process| process.terminal() == Some(true));
@@ -125,9 +131,16 @@ pub(crate) fn write_pid_file(path: Option<&Path>, pid: i32) -> Result<(), Error>
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     let temporary = path.with_file_name(name);
-    std::fs::write(&temporary, pid.to_string())
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .map_err(Error::io(format!("write pid file {}", path.display())))
+    let write = || {
+        // Whoever can write in that directory may have left a symlink there, which must not lead us elsewhere.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        File::create_new(&temporary)?.write_all(pid.to_string().as_bytes())?;
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(Error::io(format!("write pid file {}", path.display())))
 }
 
 pub(crate) fn create(root: &StateRoot, create: &Create, reporter: &Reporter) -> Result<u8, Error> {

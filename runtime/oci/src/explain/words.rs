@@ -136,9 +136,12 @@ pub(super) fn container(step: &Step, side: Side) -> Explained {
         | Step::Identity { .. }
         | Step::FinalCapabilities(_)
         | Step::Seccomp(_) => privileges(step),
-        Step::Umask(_) | Step::WorkingDirectory(_) | Step::FindProgram | Step::CloseDescriptors { .. } | Step::Exec => {
-            program(step, side)
-        }
+        Step::Umask(_)
+        | Step::WorkingDirectory(_)
+        | Step::FindProgram
+        | Step::CloseDescriptors
+        | Step::KeepDescriptors { .. }
+        | Step::Exec => program(step, side),
     };
     explained(words, step.to_string(), side)
 }
@@ -434,7 +437,13 @@ fn program(step: &Step, side: Side) -> Words {
             "looked at after the change: a directory outside of the root would be a way out",
             "ls -l /proc/PID/cwd",
         ),
-        (Step::CloseDescriptors { .. }, _) => (
+        (Step::KeepDescriptors { .. }, _) => (
+            "fcntl(2) F_SETFD",
+            "",
+            "what the caller asked to hand on; only now, so that no hook gets it",
+            "ls -l /proc/PID/fd",
+        ),
+        (Step::CloseDescriptors, _) => (
             "close_range(2) CLOSE_RANGE_CLOEXEC",
             "the host's files",
             "an open descriptor of the host's would be a way around every other step",

@@ -213,6 +213,10 @@ impl Plan {
                 };
                 self.warnings.push(format!("mount {}: option {name} has no meaning for a bind", destination.display()));
             }
+            if destination == Path::new("/sys") && options.attributes.set & attribute::RDONLY != 0 {
+                // "ro" alone would leave /sys/fs/cgroup below it writable to who owns cgroups there (CVE-2023-25809).
+                options.attributes.recursive_set |= attribute::RDONLY;
+            }
             let source = self.source(context.bundle.join(source), recursive);
             MountStep::Bind(BindMount { source, idmap: self.idmap(mount, options.idmap)? })
         } else if kind == "cgroup" || kind == "cgroup2" {

@@ -50,7 +50,7 @@ pub(crate) fn process_steps(
     let wanted = sets(process, warnings);
     // The filter goes on last, so that it need not allow what we do ourselves; without no_new_privs that takes CAP_SYS_ADMIN.
     let keep_admin = filter.is_some() && !no_new_privileges;
-    setup.push(Step::CloseDescriptors { preserve: context.preserve_fds });
+    setup.push(Step::CloseDescriptors);
     setup.push(Step::Umask(user.umask().unwrap_or(DEFAULT_UMASK)));
     setup.push(Step::Identity {
         uid: user.uid(),
@@ -64,6 +64,10 @@ pub(crate) fn process_steps(
     }
     setup.push(Step::WorkingDirectory(process.cwd().clone()));
     setup.push(Step::FindProgram);
+    // After the hooks, which get nothing of the caller's, and before the filter, which need not allow it.
+    if context.preserve_fds > 0 {
+        start.push(Step::KeepDescriptors { count: context.preserve_fds });
+    }
     if let Some(filter) = filter {
         start.push(Step::Seccomp(Box::new(filter)));
         if keep_admin {
@@ -81,6 +85,12 @@ fn check(process: &Process) -> Result<(), Error> {
     }
     if !process.cwd().is_absolute() {
         return Err(invalid("process.cwd", &format!("\"{}\" is not absolute", process.cwd().display())));
+    }
+    // 2^32 - 1 is "no change" to setresuid(2) and its like: who asked for it would stay root.
+    let user = process.user();
+    let groups = user.additional_gids().iter().flatten();
+    if [user.uid(), user.gid()].iter().chain(groups).any(|id| *id == u32::MAX) {
+        return Err(invalid("process.user", "4294967295 is not an id that anybody can have"));
     }
     let texts = args.iter().chain(process.env().iter().flatten());
     if texts.into_iter().any(|text| text.contains('\0')) {

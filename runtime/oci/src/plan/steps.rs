@@ -168,8 +168,11 @@ pub(crate) enum Step {
     Umask(u32),
     WorkingDirectory(PathBuf),
     FindProgram,
-    CloseDescriptors {
-        preserve: u32,
+    /// All but the standard streams, at exec.
+    CloseDescriptors,
+    /// Descriptors from 3 on that the program gets all the same.
+    KeepDescriptors {
+        count: u32,
     },
     Seccomp(Box<Filter>),
     /// The sets as they are to be, once CAP_SYS_ADMIN has served.
@@ -224,7 +227,8 @@ impl fmt::Display for Step {
             Self::WorkingDirectory(path) => write!(f, "change to working directory {}", path.display()),
             // runc's words, which podman and the kubelet look for.
             Self::FindProgram | Self::Exec => f.write_str("exec"),
-            Self::CloseDescriptors { preserve } => write!(f, "close descriptors from {} on at exec", 3 + preserve),
+            Self::CloseDescriptors => f.write_str("close descriptors from 3 on at exec"),
+            Self::KeepDescriptors { count } => write!(f, "keep {count} descriptors from 3 on"),
             Self::Seccomp(filter) => write!(f, "load seccomp filter of {} instructions", filter.program.len()),
             Self::FinalCapabilities(_) => f.write_str("drop CAP_SYS_ADMIN"),
         }
