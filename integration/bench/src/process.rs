@@ -1,6 +1,7 @@
 //! What processes cost: CPU of a command with everything it starts, memory and CPU of one that runs.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -81,12 +82,15 @@ pub(crate) fn memory(pid: i32) -> Result<Memory> {
 
 /// Processes of this program file that were started with `word` somewhere in their arguments.
 pub(crate) fn find(program: &Path, word: &Path) -> Result<Vec<i32>> {
+    // By file, not by name: a program that runs from a detached mount of its own file has none.
+    let file = |path: &Path| fs::metadata(path).map(|status| (status.dev(), status.ino()));
+    let wanted = file(program).with_context(|| format!("look at {}", program.display()))?;
     let word = word.to_string_lossy();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("read /proc")? {
         let entry = entry?;
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let is_it = fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == program)
+        let is_it = file(&entry.path().join("exe")).is_ok_and(|exe| exe == wanted)
             && fs::read(entry.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&*word));
         if is_it {
             found.push(pid);

@@ -13,7 +13,7 @@ mod shim;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use runtime_linux::clone::{self, Cloned};
-use runtime_linux::process;
+use runtime_linux::{executable, process};
 use runtime_shim::{Config, Failure, FailureCode};
 use shim::container::{chain, failed, failure, note, open_null};
 use shim::server::{self, Server};
@@ -28,6 +28,10 @@ const USAGE: &str = "usage: sampan-shim --dir DIR (started by the CRI server, on
 fn main() -> ExitCode {
     if process::ensure_standard_streams().is_err() {
         return ExitCode::FAILURE;
+    }
+    // Every init and exec of the pod is this program until it becomes the container's (CVE-2019-5736).
+    if let Err(errno) = executable::ensure_protected() {
+        return report(&failed("run from a file that no container can write", &errno));
     }
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     match arguments.as_slice() {

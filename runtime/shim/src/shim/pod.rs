@@ -197,8 +197,9 @@ fn configure(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
+/// `Config` has refused every name that is not of the pod's own namespaces.
+fn set_sysctl(name: &str, value: &str) -> Result<(), nix::Error> {
     // sysctl(8): a name written with slashes may hold dots within its parts.
     let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
-    fs::OpenOptions::new().write(true).open(Path::new("/proc/sys").join(path))?.write_all(value.as_bytes())
+    Proc::host()?.write(Path::new("sys").join(path), value.as_bytes())
 }
