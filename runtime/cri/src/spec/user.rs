@@ -95,6 +95,15 @@ fn errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
+/// Digits only, and an id that somebody can have: 2^32 - 1 is "no change" to setresuid(2), which would leave root (CVE-2026-30892).
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| is_number(text) && *id != u32::MAX)
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 struct Account<'a> {
     name: &'a str,
     uid: u32,
@@ -107,7 +116,7 @@ fn accounts(passwd: &str) -> impl Iterator<Item = Account<'_>> {
         let fields: Vec<&str> = line.trim().split(':').collect();
         let [name, _, uid, gid, rest @ ..] = fields.as_slice() else { return None };
         let home = rest.get(1).copied().unwrap_or_default();
-        Some(Account { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, home })
+        Some(Account { name, uid: id(uid)?, gid: id(gid)?, home })
     })
 }
 
@@ -116,7 +125,7 @@ fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     group.lines().filter_map(|line| {
         let fields: Vec<&str> = line.trim().split(':').collect();
         let [name, _, gid, members @ ..] = fields.as_slice() else { return None };
-        Some((*name, gid.parse().ok()?, members.first().copied().unwrap_or_default()))
+        Some((*name, id(gid)?, members.first().copied().unwrap_or_default()))
     })
 }
 
@@ -162,25 +171,25 @@ pub(crate) fn resolve(
     Ok(User { uid: account.uid, gid, groups: all, home: home.to_owned() })
 }
 
-/// A name must be in the image; a number need not be.
+/// A name must be in the image; a number need not be. What is all digits is never a name: an image's account of that name would be
+/// root, whatever number a pod asks for (CVE-2026-46680 and its like).
 fn find<'a>(wanted: &str, files: &'a Accounts) -> Result<Account<'a>, SpecError> {
-    let id = wanted.parse::<u32>().ok();
-    let found = accounts(&files.passwd)
-        .find(|account| account.name == wanted)
-        .or_else(|| id.and_then(|id| accounts(&files.passwd).find(|account| account.uid == id)));
-    match (found, id) {
-        (Some(account), _) => Ok(account),
-        (None, Some(uid)) => Ok(Account { name: "", uid, gid: 0, home: "" }),
-        (None, None) => Err(SpecError::NoUser { name: wanted.to_owned() }),
+    let unknown = || SpecError::NoUser { name: wanted.to_owned() };
+    if !is_number(wanted) {
+        return accounts(&files.passwd).find(|account| account.name == wanted).ok_or_else(unknown);
     }
+    let uid = id(wanted).ok_or_else(unknown)?;
+    let found = accounts(&files.passwd).find(|account| account.uid == uid);
+    Ok(found.unwrap_or(Account { name: "", uid, gid: 0, home: "" }))
 }
 
 fn group_id(name: &str, files: &Accounts) -> Result<u32, SpecError> {
-    groups(&files.group)
-        .find(|(known, _, _)| *known == name)
-        .map(|(_, gid, _)| gid)
-        .or_else(|| name.parse().ok())
-        .ok_or_else(|| SpecError::NoGroup { name: name.to_owned() })
+    let found = if is_number(name) {
+        id(name)
+    } else {
+        groups(&files.group).find(|(known, _, _)| *known == name).map(|(_, gid, _)| gid)
+    };
+    found.ok_or_else(|| SpecError::NoGroup { name: name.to_owned() })
 }
 
 /// CVE-2026-30892 and its like: an id is a number that fits, or an error; never wrapped, never zero by mistake.
@@ -197,8 +206,7 @@ mod tests {
 
     use super::*;
 
-    const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/sh\n\nbroken\nweb:x:33:34:web:/var/www:/bin/false\n100:x:7:8::/h:\n";
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\nbroken\nweb:x:33:34:web:/var/www:/bin/false\nevil:x:4294967295:0::/:\n100:x:7:8::/h:\n";
     const GROUP: &str = "root:x:0:\nwww:x:34:\nlog:x:40:root,web\nadm:x:41: web\n";
 
     fn check(
@@ -227,11 +235,16 @@ mod tests {
         check(|_| {}, Some("33:"), Ok((33, 34, &[34, 40, 41], "/var/www")));
         check(|_| {}, Some("1000:1001"), Ok((1000, 1001, &[1001], "/")));
         check(|_| {}, Some("1000"), Ok((1000, 0, &[0], "/")));
-        // A name that looks like a number is a name first.
-        check(|_| {}, Some("100"), Ok((7, 8, &[8], "/h")));
+        // An image cannot make a number mean something else.
+        check(|_| {}, Some("100"), Ok((100, 0, &[0], "/")));
+        check(|security| security.run_as_user = id(100), None, Ok((100, 0, &[0], "/")));
         check(|_| {}, Some("ghost"), Err("no user \"ghost\""));
         check(|_| {}, Some("web:ghosts"), Err("no group \"ghosts\""));
-        check(|_| {}, Some("-1"), Err("no user"));
+        for wrong in ["-1", "+1", "4294967295", "4294967296", "0x1", " 0", "evil"] {
+            check(|_| {}, Some(wrong), Err("no user"));
+        }
+        check(|_| {}, Some("0:4294967295"), Err("no group"));
+        check(|_| {}, Some("0:+0"), Err("no group"));
         check(|security| security.run_as_user = id(33), Some("0"), Ok((33, 34, &[34, 40, 41], "/var/www")));
         check(|security| security.run_as_user = id(4_294_967_296), None, Err("4294967296"));
         check(|security| security.run_as_user = id(-1), None, Err("-1"));
