@@ -51,7 +51,11 @@ pub enum Error {
         detail_suffix(detail)
     )]
     Denied { host: String, repository: String, status: StatusCode, detail: String },
-    #[error("registry {host} has no {repository}:{target} (404); check repository and tag")]
+    #[error(
+        "registry {host} has no {repository}{}{target} (404); check repository and {}",
+        if is_digest(target) { '@' } else { ':' },
+        if is_digest(target) { "digest" } else { "tag" }
+    )]
     ManifestUnknown { host: String, repository: String, target: String },
     #[error("registry {host} has no blob {digest} of {repository} (404) although the manifest names it")]
     BlobUnknown { host: String, repository: String, digest: String },
@@ -65,6 +69,11 @@ pub enum Error {
     Configuration { registry: String, path: String, reason: String },
     #[error("no endpoint of {registry} could serve the request: {}", list(attempts))]
     EveryEndpoint { registry: String, attempts: Vec<(String, Error)> },
+}
+
+/// A tag has no colon.
+fn is_digest(target: &str) -> bool {
+    target.contains(':')
 }
 
 fn detail_suffix(detail: &str) -> String {
