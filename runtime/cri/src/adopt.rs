@@ -189,7 +189,7 @@ fn record_exit(node: &Arc<Node>, container: &Arc<Container>, exit: &ExitRecord) 
 /// The event stream ended: by StopPodSandbox, or because the shim died.
 fn lose_shim(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
     // It may only have dropped the connection; then we listen anew.
-    let stopped = sandbox.read(|record, shim| record.stopped_at_ns.is_some() || shim == Shim::Absent);
+    let stopped = sandbox.read(|record, shim| record.stopped_at_ns.is_some() || shim != Shim::Alive);
     if stopped || node.sandbox(&sandbox.id).is_err() {
         return;
     }

@@ -17,6 +17,8 @@ use crate::record::{ContainerRecord, SandboxRecord};
 pub(crate) enum Shim {
     Absent,
     Alive,
+    /// It was told to end; the end of its event stream is no surprise.
+    Ending,
 }
 
 pub(crate) fn sandbox_state(record: &SandboxRecord, shim: Shim) -> PodSandboxState {

@@ -128,7 +128,7 @@ fn wanted(stdin: bool, stdout: bool, stderr: bool, terminal: bool) -> Result<pro
 pub(crate) fn port_forward(node: &Node, request: &PortForwardRequest) -> Result<String, Error> {
     let sandbox = node.sandbox(&request.pod_sandbox_id)?;
     if sandbox.read(facts::sandbox_item).state() != runtime_cri_api::v1::PodSandboxState::SandboxReady
-        || sandbox.read(|_, shim| shim) == Shim::Absent
+        || sandbox.read(|_, shim| shim) != Shim::Alive
     {
         let (kind, id) = ("pod sandbox", sandbox.id.clone());
         return Err(Error::WrongState { kind, id, state: "not ready", operation: "forward a port to" });

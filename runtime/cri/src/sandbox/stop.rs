@@ -77,10 +77,16 @@ pub(crate) fn take_down(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), 
 /// Ends the shim, or what a dead shim left in its cgroup.
 fn end_shim(node: &Node, sandbox: &Sandbox) -> Result<(), Error> {
     match sandbox.shim() {
-        Ok(mut client) => match client.shutdown_forced() {
-            Err(error) if !error.is_gone() => return Err(error.into()),
-            _ => {}
-        },
+        Ok(mut client) => {
+            sandbox.set_shim(Shim::Ending);
+            match client.shutdown_forced() {
+                Err(error) if !error.is_gone() => {
+                    sandbox.set_shim(Shim::Alive);
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
         Err(Error::Shim(error)) if error.is_gone() => {}
         Err(error) => return Err(error),
     }
