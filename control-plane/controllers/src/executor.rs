@@ -26,6 +26,13 @@ pub(crate) enum Error {
     NotEmpty { namespace: String, kind: String },
 }
 
+impl Error {
+    /// Somebody else wrote first, which is how writers without locks meet: nothing is wrong, the next plan sees it.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Api { source: kube::Error::Api(status), .. } if status.code == 409)
+    }
+}
+
 #[derive(Clone)]
 pub(crate) struct Executor {
     client: kube::Client,

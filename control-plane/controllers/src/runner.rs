@@ -9,7 +9,7 @@ use kube::api::Api;
 use kube::runtime::watcher;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::action::Plan;
 use crate::cache::Key;
@@ -121,6 +121,10 @@ async fn control<C: Controller>(controller: Arc<C>, world: Arc<World>, queue: Ar
             queue.succeeded(&key);
         } else {
             for error in errors {
+                if error.is_conflict() {
+                    debug!(controller = C::NAME, %key, %error, "somebody wrote first; it is planned again");
+                    continue;
+                }
                 warn!(controller = C::NAME, %key, error = &error as &dyn std::error::Error, "an action failed; it is tried again");
             }
             queue.push_after_failure(key, Timestamp::now());
