@@ -83,6 +83,8 @@ pub struct Config {
     pub retention: Retention,
     /// Becomes true once the node has been registered as Ready.
     pub ready: Option<tokio::sync::watch::Sender<bool>>,
+    /// Becomes the number of pods that were found running, once all that are wanted have been looked for.
+    pub found: Option<tokio::sync::watch::Sender<Option<usize>>>,
 }
 
 impl Config {
@@ -117,6 +119,7 @@ impl Config {
             lease_renewal: Duration::from_secs(10),
             retention: Retention::default(),
             ready: None,
+            found: None,
         }
     }
 }

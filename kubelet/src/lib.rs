@@ -45,7 +45,9 @@ use tokio_util::task::AbortOnDropHandle;
 pub use config::{Config, CriEndpoint, Retention, ServingTls};
 
 /// Between tries to reach the runtime at the start.
-const RUNTIME_PAUSE: Duration = Duration::from_millis(100);
+const RUNTIME_PAUSE: Duration = Duration::from_millis(20);
+/// A runtime that starts together with the kubelet answers within this time; afterwards the wait is worth a word.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -92,14 +94,19 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         spawn(registration.run(words.clone(), shutdown.clone())),
         spawn(collect::run(kit.clone(), registry.clone(), config.retention.clone(), shutdown.clone())),
     ];
+    let mut known = pods::Manifests::Known;
     if let Some(dir) = config.static_pod_dir.clone() {
+        known = pods::Manifests::Awaited;
         let name = config.node_name.clone();
         tasks.push(spawn(async move {
-            if let Err(error) = manifests::follow(dir, name, words).await {
+            if let Err(error) = manifests::follow(dir, name, words.clone()).await {
                 tracing::error!(error = operation::chain(&error), "static pods are not followed");
+                // The pods' manager is gone only if the kubelet ends.
+                let _ = words.send(pods::Word::NoManifests).await;
             }
         }));
     }
+    let takeover = pods::Takeover::new(known, config.found.clone());
     if let Some(listen) = config.listen {
         let server =
             server::bind(listen, config.tls.as_ref(), kit.clone(), registry.clone()).await.map_err(Error::Server)?;
@@ -110,7 +117,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         memory_bytes: kit.allocatable_memory_bytes,
         pods: config.pods_max,
     };
-    pods::run(kit, registry, capacity, word_receiver, changes, shutdown).await;
+    pods::run(kit, registry, capacity, takeover, word_receiver, changes, shutdown).await;
     drop(tasks);
     Ok(())
 }
@@ -124,12 +131,13 @@ async fn wait_for_runtime(
     runtime: &cri::Runtime,
     shutdown: &CancellationToken,
 ) -> Result<Option<runtime_cri_api::v1::VersionResponse>, Error> {
+    let began = tokio::time::Instant::now();
     let mut told = false;
     loop {
         match runtime.version().await {
             Ok(version) => return Ok(Some(version)),
             Err(error) if error.is_unavailable() || shutdown.is_cancelled() => {
-                if !told {
+                if !told && began.elapsed() > RUNTIME_PATIENCE {
                     tracing::warn!(%error, "waiting for the container runtime");
                     told = true;
                 }

@@ -140,7 +140,7 @@ mod tests {
         let task = tokio::spawn(follow(root, "N1".into(), sender));
         let mut next = async || match words.recv().await.unwrap() {
             Word::Manifests(pods) => pods,
-            Word::Node(_) => panic!("no node here"),
+            other => panic!("manifests, not {other:?}"),
         };
         assert!(next().await.is_empty());
         std::fs::write(dir.path().join("web.yaml"), MANIFEST).unwrap();

@@ -1,6 +1,7 @@
 //! Who is on this node: the API's list of pods, the manifest directory, and what the runtime still holds. Each pod gets its task
-//! (worker.rs); what nobody wants any more is cleared away. Not the life of one pod.
-//! Invariant: nothing in the runtime is called an orphan before the API's list has been heard in full.
+//! (worker.rs); what nobody wants any more is cleared away (takeover.rs). Not the life of one pod.
+
+mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,6 +22,8 @@ use crate::kit::{Kit, Services};
 use crate::mirror::Mirrors;
 use crate::pod::{Key, LocalPod, Source};
 use crate::worker::{self, Event, Handle};
+
+pub use takeover::{Manifests, Takeover};
 
 /// Between two tries to hear the runtime's events.
 const RECONNECT: Duration = Duration::from_millis(500);
@@ -81,6 +84,8 @@ impl Registry {
 pub enum Word {
     /// The manifests as they are now.
     Manifests(Vec<Pod>),
+    /// The manifest directory cannot be followed: what it wants is not known.
+    NoManifests,
     /// The node object, for admission.
     Node(Box<k8s_openapi::api::core::v1::Node>),
 }
@@ -92,7 +97,7 @@ struct Pods {
     shutdown: CancellationToken,
     node: Option<k8s_openapi::api::core::v1::Node>,
     mirrors: Mirrors,
-    listed: bool,
+    takeover: Takeover,
     /// Uids of the list that is being heard.
     hearing: BTreeSet<String>,
     manifests: BTreeMap<String, LocalPod>,
@@ -104,6 +109,7 @@ pub async fn run(
     kit: Arc<Kit>,
     registry: Registry,
     capacity: admission::Capacity,
+    takeover: Takeover,
     mut words: mpsc::Receiver<Word>,
     mut changed: mpsc::UnboundedReceiver<String>,
     shutdown: CancellationToken,
@@ -117,7 +123,7 @@ pub async fn run(
         shutdown: shutdown.clone(),
         node: None,
         mirrors,
-        listed: false,
+        takeover,
         hearing: BTreeSet::new(),
         manifests: BTreeMap::new(),
         finished,
@@ -135,7 +141,7 @@ pub async fn run(
                 Ok(event) => pods.hear_api(event).await,
                 Err(error) => tracing::warn!(%error, "watch of pods broken; keeping what is known"),
             },
-            Some(event) = heard.recv() => pods.hear_runtime(event),
+            Some(event) = heard.recv() => pods.hear_runtime(event).await,
             Some(uid) = changed.recv() => pods.registry.send(&uid, Event::Referenced),
             Some(uid) = ended.recv() => pods.hear_ended(&uid),
             Some(word) = words.recv() => pods.hear(word).await,
@@ -247,7 +253,7 @@ impl Pods {
         self.registry.send(&uid, Event::Gone);
     }
 
-    /// The whole list has been heard: pods that are not in it are gone, and what the runtime holds beyond it is an orphan.
+    /// The whole list has been heard: pods that are not in it are gone.
     async fn listed(&mut self) {
         for handle in self.registry.all() {
             let (uid, source) = {
@@ -258,69 +264,15 @@ impl Pods {
                 self.registry.send(&uid, Event::Gone);
             }
         }
-        let first = !self.listed;
-        self.listed = true;
-        if first {
-            self.clear_orphans().await;
-        }
+        self.takeover.api_told();
+        self.take_over().await;
     }
 
-    /// Pods that the runtime knows and nobody else: they were deleted while the kubelet was away.
-    async fn clear_orphans(&mut self) {
-        let mut orphans: BTreeMap<String, cri::PodSandbox> = BTreeMap::new();
-        match self.kit.runtime.sandboxes(None).await {
-            Ok(list) => {
-                for sandbox in list {
-                    let Some(uid) = sandbox.labels.get(POD_UID).cloned() else { continue };
-                    if self.registry.get(&uid).is_none() {
-                        orphans.insert(uid, sandbox);
-                    }
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "orphans not looked for: the runtime does not answer");
-                self.listed = false;
-                return;
-            }
-        }
-        for (uid, sandbox) in orphans {
-            match orphan(&uid, &sandbox) {
-                Some(pod) => {
-                    tracing::info!(pod = %pod.key, uid, "orphaned pod is cleared away");
-                    self.start(pod);
-                    self.registry.send(&uid, Event::Gone);
-                }
-                None => tracing::warn!(uid, "orphaned sandbox without a pod's name is left alone"),
-            }
-        }
-        self.clear_directories().await;
-    }
-
-    /// Directories and cgroups of pods that neither API nor runtime knows.
-    async fn clear_directories(&self) {
-        let root = self.kit.host.data_dir.join("pods");
-        let Ok(mut entries) = tokio::fs::read_dir(&root).await else { return };
-        while let Ok(Some(entry)) = entries.next_entry().await {
-            let uid = entry.file_name().to_string_lossy().into_owned();
-            if self.registry.get(&uid).is_some() {
-                continue;
-            }
-            let (path, cgroups) = (entry.path(), self.kit.cgroups.clone());
-            let work = move || {
-                if let Err(error) = crate::volumes::teardown(&path) {
-                    tracing::warn!(%error, "orphaned volumes not cleared");
-                }
-                if let Err(error) = cgroups.remove_by_uid(&uid) {
-                    tracing::warn!(%error, "orphaned cgroup not cleared");
-                }
-            };
-            // A failure has been logged inside.
-            let _ = tokio::task::spawn_blocking(work).await;
-        }
-    }
-
-    fn hear_runtime(&mut self, event: Heard) {
-        let Heard::Event(event) = event else { return self.registry.look_all() };
+    async fn hear_runtime(&mut self, event: Heard) {
+        let Heard::Event(event) = event else {
+            self.registry.look_all();
+            return self.take_over().await;
+        };
         let sandbox = event.pod_sandbox_status.as_ref();
         let uid = sandbox.and_then(|s| s.metadata.as_ref()).map(|m| m.uid.clone()).filter(|u| !u.is_empty());
         let from_container = || event.containers_statuses.iter().find_map(|c| c.labels.get(POD_UID).cloned());
@@ -344,7 +296,15 @@ impl Pods {
     async fn hear(&mut self, word: Word) {
         match word {
             Word::Node(node) => self.node = Some(*node),
-            Word::Manifests(objects) => self.hear_manifests(objects).await,
+            Word::Manifests(objects) => {
+                self.hear_manifests(objects).await;
+                self.takeover.manifests_told(Manifests::Known);
+                self.take_over().await;
+            }
+            Word::NoManifests => {
+                self.takeover.manifests_told(Manifests::Unknown);
+                self.take_over().await;
+            }
         }
     }
 
@@ -388,17 +348,6 @@ impl Pods {
             }
         });
     }
-}
-
-/// As much of a pod as its sandbox tells; enough to end it.
-fn orphan(uid: &str, sandbox: &cri::PodSandbox) -> Option<LocalPod> {
-    let metadata = sandbox.metadata.as_ref()?;
-    let grace: i64 = sandbox.annotations.get(crate::cri::POD_GRACE).and_then(|g| g.parse().ok()).unwrap_or(30);
-    let object = serde_json::json!({
-        "metadata": {"name": metadata.name, "namespace": metadata.namespace, "uid": uid},
-        "spec": {"containers": [], "terminationGracePeriodSeconds": grace},
-    });
-    LocalPod::parse(serde_json::from_value(object).ok()?, Source::Api).ok()
 }
 
 /// Keeps the map of Services up to date.

@@ -19,7 +19,7 @@ use crate::pod::LocalPod;
 use crate::references::References;
 use crate::tokens::Tokens;
 
-pub use host::teardown;
+pub use host::{teardown, unmount};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -57,6 +57,8 @@ pub struct Snapshot {
     pub status: PodStatus,
     pub containers: Vec<Container>,
     pub sandbox: Option<Sandbox>,
+    /// The runtime has been asked what it holds of the pod.
+    pub looked: bool,
 }
 
 /// How others reach the pod's task.
@@ -100,7 +102,8 @@ pub fn spawn(
     let (reports, probe_reports) = mpsc::unbounded_channel();
     let pod = Arc::new(pod);
     let status = pod.status().cloned().unwrap_or_default();
-    let first = Snapshot { pod: pod.clone(), status: status.clone(), containers: Vec::new(), sandbox: None };
+    let (containers, sandbox, looked) = (Vec::new(), None, false);
+    let first = Snapshot { pod: pod.clone(), status: status.clone(), containers, sandbox, looked };
     let (snapshot, seen) = watch::channel(Arc::new(first));
     let started = status.start_time.as_ref().map(|t| t.0);
     let worker = Worker {
@@ -269,6 +272,7 @@ impl Worker {
             status: self.status.clone(),
             containers: self.observed.containers.clone(),
             sandbox: self.observed.sandbox().cloned(),
+            looked: self.looked,
         };
         self.snapshot.send_replace(Arc::new(snapshot));
     }

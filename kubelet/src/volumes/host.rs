@@ -116,11 +116,11 @@ fn unescape(field: &str) -> String {
     field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
-/// Unmounts everything below a pod's directory, then removes it. Idempotent; what is gone is done.
+/// Unmounts everything below the directory of a pod, or of all; files stay. Idempotent; what is gone is done.
 ///
 /// # Errors
-/// If a mount stays or a file cannot be removed; nothing is deleted while a mount is left.
-pub fn teardown(pod_dir: &Path) -> Result<(), Cause> {
+/// If a mount stays.
+pub fn unmount(pod_dir: &Path) -> Result<(), Cause> {
     if !pod_dir.exists() {
         return Ok(());
     }
@@ -132,6 +132,15 @@ pub fn teardown(pod_dir: &Path) -> Result<(), Cause> {
         let busy = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
         return Err(io("unmount", left)(busy));
     }
+    Ok(())
+}
+
+/// Unmounts everything below a pod's directory, then removes it. Idempotent; what is gone is done.
+///
+/// # Errors
+/// If a mount stays or a file cannot be removed; nothing is deleted while a mount is left.
+pub fn teardown(pod_dir: &Path) -> Result<(), Cause> {
+    unmount(pod_dir)?;
     match fs::remove_dir_all(pod_dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", pod_dir)(error)),
         _ => Ok(()),
