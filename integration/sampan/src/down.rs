@@ -76,7 +76,7 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
 fn end_pods(parts: &Parts) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let config = parts.cri();
-    runtime.block_on(async move {
+    let ended = runtime.block_on(async move {
         let server = runtime_cri::Server::new(config).await.context("take over the pods")?;
         stop_containers(&server).await?;
         let listed = server.list_pod_sandbox(Request::new(v1::ListPodSandboxRequest::default())).await?;
@@ -93,8 +93,11 @@ fn end_pods(parts: &Parts) -> Result<String> {
             }
         })
         .await?;
-        Ok(format!("{count}"))
-    })
+        anyhow::Ok(format!("{count}"))
+    })?;
+    // With no kubelet left, nobody else unmounts what was mounted for the pods. Their files stay: they may come back.
+    kubelet::volumes::unmount(&parts.layout.data.join("pods")).context("unmount the volumes of the pods")?;
+    Ok(ended)
 }
 
 /// All at once, each with the same grace.

@@ -2,11 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Replaces `path` in one step, durably; `mode` is the new file's, so that a key is never readable in between.
+/// Replaces `path` in one step, durably; `mode` is the new file's, so that a key is never readable in between. A file that is
+/// as it should be is left alone: a daemon must be able to start again while the disk is full.
 pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    if is_already(path, content, mode) {
+        return Ok(());
+    }
     let directory = path.parent().ok_or_else(|| io::Error::other("a file needs a directory"))?;
     fs::create_dir_all(directory)?;
     let staged = path.with_extension(format!("new-{}", std::process::id()));
@@ -24,6 +28,11 @@ pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> 
     written
 }
 
+fn is_already(path: &Path, content: &[u8], mode: u32) -> bool {
+    let has_mode = fs::metadata(path).is_ok_and(|found| found.mode() & 0o7777 == mode);
+    has_mode && fs::read(path).is_ok_and(|found| found == content)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -39,5 +48,10 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing staged stays behind");
+        let inode = fs::metadata(&path).unwrap().ino();
+        replace(&path, b"two", 0o600).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "written although nothing changes");
+        replace(&path, b"two", 0o644).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
     }
 }

@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            report::say(&format!("error: {error:#}"));
+            report::say(&report::failure(&error));
             ExitCode::FAILURE
         }
     }

@@ -72,6 +72,7 @@ fn step(tell: Tell<'_>, name: &str, detail: &str) {
 struct Ready {
     cri: watch::Receiver<bool>,
     node: watch::Receiver<bool>,
+    found: watch::Receiver<Option<usize>>,
 }
 
 fn client(server: &ApiServer, user: &str, groups: &[&str]) -> kube::Client {
@@ -91,6 +92,8 @@ fn start_parts(
     let node_user = format!("system:node:{}", parts.instance.node_name);
     let mut kubelet_config = parts.kubelet(client(server, &node_user, &["system:nodes"]))?;
     kubelet_config.ready = Some(node_ready);
+    let (pods_found, found) = watch::channel(None);
+    kubelet_config.found = Some(pods_found);
     let controllers = parts.controllers(client(server, "system:kube-controller-manager", &["system:masters"]))?;
     let scheduler = control_plane_scheduler::Config {
         client: client(server, "system:kube-scheduler", &[]),
@@ -104,7 +107,7 @@ fn start_parts(
     spawn(running, "scheduler", control_plane_scheduler::run(scheduler, token()));
     spawn(running, "service networking", cni_services::run(services, token()));
     spawn(running, "kubelet", kubelet::run(kubelet_config, token()));
-    Ok(Ready { cri, node })
+    Ok(Ready { cri, node, found })
 }
 
 fn spawn<E>(
@@ -136,6 +139,11 @@ async fn follow(
                 warn!(%error, "the node has no control-plane label");
             }
             step(tell, "node Ready", &format!("{} at {}", parts.instance.node_name, parts.instance.node_ip));
+            if let Ok(found) = ready.found.wait_for(Option::is_some).await
+                && let Some(count @ 1..) = *found
+            {
+                step(tell, "pods found again", &count.to_string());
+            }
             tell(Progress::Ready);
         }
         std::future::pending::<()>().await;

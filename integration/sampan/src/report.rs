@@ -43,6 +43,16 @@ pub(crate) fn seconds(duration: Duration) -> String {
     if seconds < 10.0 { format!("{seconds:.2} s") } else { format!("{seconds:.1} s") }
 }
 
+/// Why a command failed. A full disk can stop any step of any of them, and few of them can say what helps.
+pub(crate) fn failure(error: &anyhow::Error) -> String {
+    let text = format!("error: {error:#}");
+    let is_advised = text.to_lowercase().contains("free some");
+    if text.contains("No space left on device") && !is_advised {
+        return format!("{text}; free some space on the disk that holds it, and try again");
+    }
+    text
+}
+
 /// One line to the person, who may have closed the terminal.
 pub(crate) fn say(line: &str) {
     let _nobody_reads = writeln!(io::stderr(), "{line}");
@@ -58,6 +68,16 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_riddle() {
+        let full = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
+        let text = failure(&anyhow::Error::from(full).context("write /x"));
+        assert!(text.starts_with("error: write /x: No space left on device"), "{text}");
+        assert!(text.ends_with("; free some space on the disk that holds it, and try again"), "{text}");
+        let text = failure(&anyhow::anyhow!("no space left under /x: free some: No space left on device"));
+        assert!(text.ends_with("on device"), "{text}");
+    }
 
     #[test]
     fn lines() {

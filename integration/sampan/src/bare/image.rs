@@ -92,7 +92,8 @@ pub(super) async fn ensure(session: &Session, image: &str, when: When) -> Result
 
 async fn fetch(session: &Session, image: &str, auth: Option<v1::AuthConfig>) -> Result<String> {
     let request = v1::PullImageRequest { image: spec(image), auth, sandbox_config: None };
-    let answer = session.images().pull_image(request).await.map_err(said).with_context(|| format!("pull {image}"))?;
+    // The answer names the image.
+    let answer = session.images().pull_image(request).await.map_err(said)?;
     Ok(answer.into_inner().image_ref)
 }
 

@@ -91,13 +91,16 @@ impl Session {
     }
 }
 
-/// What the server said, without gRPC's wrapping.
+/// What the server said, without gRPC's wrapping. A status that has a cause is not the server's but the connection's.
 #[expect(clippy::needless_pass_by_value, reason = "reads as `map_err(said)`")]
 pub(super) fn said(status: tonic::Status) -> anyhow::Error {
-    match status.code() {
-        tonic::Code::Unavailable => anyhow::anyhow!("the container runtime does not answer: {}", status.message()),
-        _ => anyhow::anyhow!("{}", status.message()),
+    if std::error::Error::source(&status).is_some() {
+        return anyhow::anyhow!(
+            "the container runtime does not answer: {}; `sampan status` shows how it does",
+            status.message()
+        );
     }
+    anyhow::anyhow!("{}", status.message())
 }
 
 pub(super) fn name_of(container: &v1::Container) -> String {
