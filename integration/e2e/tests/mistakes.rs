@@ -40,7 +40,6 @@ fn in_manifests() -> Result<()> {
 }
 
 #[test]
-#[ignore = "its wording of a missing digest and of an unreachable registry is not settled"]
 fn in_images() -> Result<()> {
     let cluster = Cluster::start()?;
     let registry = Registry::start()?;
@@ -64,12 +63,16 @@ fn in_images() -> Result<()> {
         &["ImagePullBackOff", "Failed to pull image", "has no team/busybox:2 (404)", "check repository and tag"],
     )?;
     let wrong = format!("{repository}@sha256:{}", "0".repeat(64));
-    told("digest", &wrong, &["ErrImagePull", &wrong, "check repository and tag"])?;
+    let missing = format!("has no team/busybox@sha256:{} (404)", "0".repeat(64));
+    told("digest", &wrong, &["ErrImagePull", &missing, "check repository and digest"])?;
     told("unreachable", "127.0.0.1:1/x:1", &["ErrImagePull", "127.0.0.1:1", "refused"])?;
-    cluster.kubectl(&["run", "name", "--image=UPPER/case", "--restart=Never"])?;
+    // `kubectl run` would refuse it itself.
+    cluster.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: name}\nspec: {containers: [{name: c, image: 'Team/Busybox:1'}]}\n",
+    )?;
     eventually(20, "InvalidImageName", || {
-        let status = cluster.kubectl(&["get", "pod", "name", "--no-headers"])?;
-        ensure!(status.contains("InvalidImageName"), "{status}");
+        let said = cluster.kubectl(&["describe", "pod", "name"])?;
+        ensure!(said.contains("InvalidImageName") && said.contains("couldn't parse image name"), "{said}");
         Ok(())
     })
 }

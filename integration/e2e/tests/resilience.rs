@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use integration_e2e::cluster::{Cluster, Said, eventually, http_get, ip};
@@ -13,8 +13,6 @@ use nix::unistd::Pid;
 
 const DEMO: &str = include_str!("../../demo/demo.yaml");
 const IMAGE: &str = "demo.sampan.local/demo:latest";
-/// Adoption is to take a second; the rest is the start of a debug build on two shared cores.
-const UP_AGAIN: Duration = Duration::from_secs(8);
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn demo() -> Result<Cluster> {
@@ -93,9 +91,9 @@ fn pods_do_not_notice_a_killed_daemon() -> Result<()> {
         kill_daemon(&cluster)?;
         echo.say(100)?;
         http_get((service, 80), "/healthz").context("a new connection while the daemon is dead")?;
-        let start = Instant::now();
-        up(&cluster)?;
-        ensure!(start.elapsed() < UP_AGAIN, "up again took {:?}", start.elapsed());
+        // How long it takes is measured by the benchmark `takeover`.
+        let said = up(&cluster)?;
+        ensure!(said.all().contains("pods found again"), "{said:?}");
         echo.say(100)?;
         ensure!(lives(&cluster)? == before, "{before:?} became {:?}", lives(&cluster)?);
     }
