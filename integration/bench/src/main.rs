@@ -12,6 +12,7 @@ mod host;
 mod node;
 mod pod;
 mod process;
+mod takeover;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -58,7 +59,7 @@ struct Group {
     measure: fn(&Settings) -> Result<Vec<Figure>>,
 }
 
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     Group {
         name: "container",
         about: "run, state, exec and delete -f against runc and crun",
@@ -74,6 +75,11 @@ const GROUPS: [Group; 8] = [
     },
     Group { name: "burst", about: "40 pods at once until all are Ready", measure: pod::at_once },
     Group { name: "memory", about: "memory and CPU at 50 pods, beyond their containers", measure: pod::memory_of_many },
+    Group {
+        name: "takeover",
+        about: "a killed daemon started again, until 1, 10 and 50 pods are found",
+        measure: takeover::measure,
+    },
     Group { name: "api", about: "LIST of 1,000 objects; durable writes of 50 clients", measure: api::measure },
 ];
 

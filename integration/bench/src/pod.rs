@@ -172,6 +172,21 @@ fn start_at_once(_settings: &Settings, cluster: &Cluster) -> Result<Vec<Figure>>
     ])
 }
 
+/// Starts pods that stay, ten at a time.
+pub(crate) fn add(cluster: &Cluster, prefix: &str, count: usize) -> Result<()> {
+    let (session, pods) = connect(cluster)?;
+    session.runtime.block_on(hold(&pods, &names(prefix, count)))
+}
+
+async fn hold(pods: &Api<Pod>, names: &[String]) -> Result<()> {
+    let mut watch = Watch::open(pods).await?;
+    for some in names.chunks(10) {
+        create(pods, some).await?;
+        watch.wait_until(some, is_ready).await?;
+    }
+    Ok(())
+}
+
 pub(crate) fn memory_of_many(settings: &Settings) -> Result<Vec<Figure>> {
     in_cluster(settings, hold_many)
 }
@@ -188,14 +203,7 @@ fn hold_many(settings: &Settings, cluster: &Cluster) -> Result<Vec<Figure>> {
     })?;
     std::thread::park_timeout(SETTLE);
     let before = memory(daemon)?;
-    session.runtime.block_on(async {
-        let mut watch = Watch::open(&pods).await?;
-        for some in names.chunks(10) {
-            create(&pods, some).await?;
-            watch.wait_until(some, is_ready).await?;
-        }
-        anyhow::Ok(())
-    })?;
+    session.runtime.block_on(hold(&pods, &names))?;
     std::thread::park_timeout(SETTLE);
     let after = memory(daemon)?;
     let shims = find(&settings.dist.join("sampan-shim"), cluster.root())?;
