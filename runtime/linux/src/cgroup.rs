@@ -11,10 +11,13 @@
 //! Invariants: a limit that could not be set is an error, or an [`Ignored`] that says why, never silence; `remove` and `kill` are
 //! idempotent and wait for events, not for time.
 
+mod detail;
 mod device;
 mod device_filter;
+mod device_list;
 mod file;
 mod hierarchy;
+mod join;
 mod legacy;
 mod lifecycle;
 mod oom;
@@ -22,7 +25,9 @@ mod plan;
 mod stats;
 mod unified;
 
+pub use detail::{Details, IoEntry, Pressure, Pressures, Usage};
 pub use hierarchy::{Hierarchy, Mode};
+pub use join::SubCgroup;
 pub use oom::OomWatch;
 pub use plan::Ignored;
 pub use stats::{CpuStats, IoDeviceStats, MemoryStats, PidsStats, Stats};
@@ -78,10 +83,57 @@ pub enum Error {
     Signal { path: PathBuf, pid: i32, source: Errno },
     #[error("wait for events of {}", path.display())]
     Wait { path: PathBuf, source: Errno },
+    #[error("adding pid {pid} to cgroups {}", path.display())]
+    Join { pid: i32, path: PathBuf, source: io::Error },
+    #[error("bad sub cgroup path {path:?}: it must lie below the container's own cgroup")]
+    SubPath { path: String },
+    #[error("unknown controller {controller:?}: this host has no cgroup v1 hierarchy of that name")]
+    UnknownController { controller: String },
     #[error("remove cgroup {}", path.display())]
     Remove { path: PathBuf, source: io::Error },
     #[error("cgroup {} still has processes {pids:?} after {} s; kill them first", path.display(), timeout.as_secs())]
     Busy { path: PathBuf, pids: Vec<i32>, timeout: Duration },
+}
+
+impl Error {
+    /// The kernel's errno, where there was one.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Mounts(source)
+            | Self::Create { source, .. }
+            | Self::Read { source, .. }
+            | Self::Write { source, .. }
+            | Self::Join { source, .. }
+            | Self::Remove { source, .. } => source.raw_os_error(),
+            Self::DeviceLoad(errno)
+            | Self::DeviceAttach { source: errno, .. }
+            | Self::Signal { source: errno, .. }
+            | Self::Wait { source: errno, .. } => Some(*errno as i32),
+            _ => None,
+        }
+    }
+
+    /// The file or directory that it was about.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Create { path, .. }
+            | Self::Threaded { path }
+            | Self::Read { path, .. }
+            | Self::Write { path, .. }
+            | Self::NoController { path, .. }
+            | Self::BusyParent { path, .. }
+            | Self::DeviceAttach { path, .. }
+            | Self::FreezeTimeout { path, .. }
+            | Self::Signal { path, .. }
+            | Self::Wait { path, .. }
+            | Self::Join { path, .. }
+            | Self::Remove { path, .. }
+            | Self::Busy { path, .. } => Some(path),
+            _ => None,
+        }
+    }
 }
 
 /// One cgroup: the same path in every mounted hierarchy. Holds no descriptor; it may or may not exist.
@@ -102,6 +154,17 @@ impl Cgroup {
             return wrong();
         }
         Ok(Self { hierarchy: hierarchy.clone(), path: format!("/{relative}") })
+    }
+
+    /// No cgroup: it never exists, takes every process and holds none, and cannot be limited.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { hierarchy: Hierarchy::none(), path: "/".to_owned() }
+    }
+
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.hierarchy.places().is_empty()
     }
 
     /// Makes the cgroup in every hierarchy, with controllers enabled along the path (v2) and CPU sets inherited (v1). One that exists
@@ -164,14 +227,6 @@ impl Cgroup {
             }
             _ => Ok(false),
         }
-    }
-
-    /// Moves a process, with all its threads, into the cgroup.
-    pub fn add(&self, pid: i32) -> Result<(), Error> {
-        for place in self.hierarchy.places() {
-            file::write(&place.root().join(self.relative()).join("cgroup.procs"), &pid.to_string())?;
-        }
-        Ok(())
     }
 
     /// The v2 directory, for `CLONE_INTO_CGROUP`; `None` on a host without v2. On a hybrid host the child still has to be added for the

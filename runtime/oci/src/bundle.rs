@@ -18,9 +18,14 @@ pub struct Bundle {
 impl Bundle {
     /// Reads `dir/config.json`.
     pub fn load(dir: &Path) -> Result<Self, Error> {
+        Self::load_named(dir, Path::new("config.json"))
+    }
+
+    /// Reads a configuration by another name; relative to `dir`.
+    pub fn load_named(dir: &Path, name: &Path) -> Result<Self, Error> {
         let read = |path: PathBuf| move |source| Error::Read { path, source };
         let dir = std::fs::canonicalize(dir).map_err(read(dir.to_owned()))?;
-        let path = dir.join("config.json");
+        let path = dir.join(name);
         let raw = std::fs::read(&path).map_err(read(path.clone()))?;
         let spec = parse(&raw).map_err(|source| Error::Parse { path, source })?;
         Ok(Self { dir, spec, raw })
@@ -35,6 +40,11 @@ impl Bundle {
 
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Where its root file system is.
+    pub fn rootfs(&self) -> PathBuf {
+        self.dir.join(self.spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path()))
     }
 
     pub fn spec(&self) -> &Spec {

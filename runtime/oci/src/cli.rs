@@ -1,28 +1,30 @@
 //! From what was typed to what it means, and from what happened to what is said.
 //!
 //! One file per group of commands. Standard output is data; errors go to standard error and, with `--log`, to a file, where they also
-//! carry the step and the errno.
+//! carry the step, the errno and the path. COMMANDS.md beside this package is the reference.
 
 mod arguments;
 mod bytes;
+mod checkpoint;
+mod control;
 mod events;
 mod exec;
 mod explain;
 mod features;
 mod foreground;
 mod inspect;
+mod interval;
 mod lifecycle;
 mod process_table;
 mod report;
+mod signal;
 mod spec;
 mod update;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, Typed};
 
 /// Why a command failed: the library's error, or the command line's own.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,9 @@ pub(crate) enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// Some of several containers; each has been told of.
+    #[error("{failed} of {all} containers: see the errors above")]
+    Several { failed: usize, all: usize },
 }
 
 impl Error {
@@ -61,56 +66,57 @@ const FAILED: u8 = 1;
 const EXEC_FAILED: u8 = 255;
 
 pub(crate) fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
+    let arguments = match arguments::parse() {
+        Ok(Typed::Command(arguments)) => arguments,
+        Ok(Typed::Print(text)) => return ExitCode::from(print(&text).map_or(FAILED, |()| 0)),
         Err(error) => {
-            let failed = error.use_stderr();
-            // A closed terminal is nobody to tell.
-            let _closed = error.print();
-            return if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS };
+            report::Reporter::from_words(std::env::args().skip(1)).error(&error, "");
+            return ExitCode::from(FAILED);
         }
     };
     let is_exec = matches!(arguments.command, Command::Exec(_));
-    let reporter = report::Reporter::new(&arguments.global);
+    let failed = if is_exec { EXEC_FAILED } else { FAILED };
+    let reporter = match report::Reporter::new(&arguments.global) {
+        Ok(reporter) => reporter,
+        Err(error) => {
+            report::Reporter::default().error(&error, "");
+            return ExitCode::from(failed);
+        }
+    };
     match run(&arguments, &reporter) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             reporter.error(&error, if is_exec { "exec failed: " } else { "" });
-            ExitCode::from(if is_exec { EXEC_FAILED } else { FAILED })
+            ExitCode::from(failed)
         }
     }
 }
 
 fn run(arguments: &Arguments, reporter: &report::Reporter) -> Result<u8, Error> {
     let global = &arguments.global;
-    if global.systemd_cgroup {
-        return Err(Error::Usage(
-            "--systemd-cgroup is not supported: this runtime makes cgroups directly; leave the flag out and give \
-             linux.cgroupsPath as a path (podman: --cgroup-manager=cgroupfs, containerd: SystemdCgroup = false)"
-                .to_owned(),
-        ));
-    }
     if matches!(arguments.command, Command::Start { .. } | Command::Delete { .. }) {
         // No hook gets what our caller left open.
         runtime_linux::process::close_on_exec_from(3).map_err(Error::errno("close inherited descriptors at exec"))?;
     }
-    let root = global.state_root();
+    let root = &global.state_root();
     match &arguments.command {
-        Command::Create(create) => lifecycle::create(&root, create, reporter),
-        Command::Run(run) => lifecycle::run(&root, run, reporter),
-        Command::Start { id } => lifecycle::start(&root, id),
-        Command::Kill(kill) => lifecycle::kill(&root, kill),
-        Command::Delete { force, id } => lifecycle::delete(&root, id, *force),
-        Command::Pause { id } => lifecycle::pause(&root, id),
-        Command::Resume { id } => lifecycle::resume(&root, id),
-        Command::Exec(exec) => exec::exec(&root, exec, reporter),
-        Command::State { id } => inspect::state(&root, id),
-        Command::List(list) => inspect::list(&root, list),
-        Command::Ps(ps) => process_table::print(&root, ps),
-        Command::Update(update) => update::update(&root, update, reporter),
-        Command::Events(events) => events::events(&root, events),
-        Command::Spec(spec) => spec::write(spec),
+        Command::Checkpoint(checkpoint) => checkpoint::checkpoint(root, global, checkpoint),
+        Command::Create(create) => lifecycle::create(root, global, create, reporter),
+        Command::Delete(delete) => control::delete(root, delete, reporter),
+        Command::Events(events) => events::events(root, events),
+        Command::Exec(exec) => exec::exec(root, exec, reporter),
         Command::Features => features::print(),
+        Command::Kill(kill) => control::kill(root, kill, reporter),
+        Command::List(list) => inspect::list(root, list, global.names_root(), reporter),
+        Command::Pause { id } => control::pause(root, id),
+        Command::Ps(ps) => process_table::print(root, ps),
+        Command::Restore(restore) => checkpoint::restore(root, global, restore, reporter),
+        Command::Resume { id } => control::resume(root, id),
+        Command::Run(run) => lifecycle::run(root, global, run, reporter),
+        Command::Spec(spec) => spec::write(spec),
+        Command::Start { id } => lifecycle::start(root, id, reporter),
+        Command::State { id } => inspect::state(root, id),
+        Command::Update(update) => update::update(root, update, reporter),
     }
 }
 

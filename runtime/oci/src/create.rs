@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::socket::SockType;
-use oci_spec::runtime::{Hook, Hooks, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Hook, LinuxNamespaceType, Spec};
 use runtime_linux::cgroup::{Cgroup, Mode};
 use runtime_linux::idmap::{self, Setgroups};
 use runtime_linux::local_socket;
@@ -15,6 +15,7 @@ use runtime_linux::namespace::{self, Kind};
 use runtime_linux::proc::Proc;
 
 use crate::child::{Child, Join, TerminalUser, Watch};
+use crate::confine::Confinement;
 use crate::error::{Error, Failure};
 use crate::explain::{HostStep, Observer};
 use crate::hooks::{self, Kind as HookKind};
@@ -43,20 +44,21 @@ pub fn create_observed(
     mut observer: Option<&mut Observer<'_>>,
 ) -> Result<Created, Error> {
     let spec = bundle.spec();
-    let cgroup = root.cgroup(&cgroup_path(spec, id)?)?;
-    let plan = plan(bundle, id, &options, &cgroup)?;
+    let confinement = Confinement::plan(root, spec, id, options.cgroups)?;
+    let plan = plan(bundle, id, &options, confinement.cgroup())?;
     if let Some(observer) = observer.as_deref_mut() {
-        observer.begin(&plan, cgroup.path());
+        observer.begin(&plan, confinement.cgroup().path());
     }
     let place = Place::new(root, id);
     let lock = place.take()?;
-    let mut undo = Undo { place: &place, cgroup: None, is_armed: true };
-    let mut record = new_record(bundle, id, &plan, &options, &cgroup);
+    let mut undo = Undo { place: &place, confinement, is_armed: true };
+    let mut record = new_record(bundle, id, &plan, &options, &undo.confinement);
     place.write_config(bundle.raw())?;
     place.write(&record)?;
     note(&mut observer, HostStep::Record)?;
     let mut warnings = plan.warnings.clone();
-    make_cgroup(&cgroup, spec, &mut undo, &mut warnings)?;
+    undo.confinement.prepare(spec, &mut warnings)?;
+    record.cgroup = undo.confinement.recorded_path();
     note(&mut observer, HostStep::Cgroup)?;
 
     let listener = local_socket::listen_at(&place.socket(), SockType::SeqPacket).map_err(parent("listen for start"))?;
@@ -64,7 +66,7 @@ pub fn create_observed(
     let mut child = prepare(spec, &plan, options, record.state(Status::Creating), theirs, listener)?;
     child.watch = Watch::of(observer.as_deref());
     note(&mut observer, HostStep::Sources)?;
-    let mut how = how(&plan, &cgroup)?;
+    let mut how = how(&plan, &undo.confinement)?;
     take_pid_namespace(&mut child, &mut how, &plan);
     let (mut spawned, ours, lock) = spawn(&how, child, ours, lock).map_err(parent("clone into namespaces"))?;
     record.pid = spawned.pid;
@@ -73,7 +75,7 @@ pub fn create_observed(
     }
     note(&mut observer, HostStep::Clone)?;
 
-    let conversation = Conversation { spec, plan: &plan, record: &record, cgroup: &cgroup, sync: &ours };
+    let conversation = Conversation { spec, plan: &plan, record: &record, confinement: &undo.confinement, sync: &ours };
     let console = conversation
         .hold(how.cgroup.is_some(), &mut warnings, &mut observer)
         .map_err(|error| why(error, &mut spawned))?;
@@ -100,8 +102,9 @@ pub(crate) fn dry_run(
     bundle: &Bundle,
     options: &CreateOptions,
 ) -> Result<(Plan, String), Error> {
-    let cgroup = root.cgroup(&cgroup_path(bundle.spec(), id)?)?;
-    Ok((plan(bundle, id, options, &cgroup)?, cgroup.path().to_owned()))
+    let confinement = Confinement::plan(root, bundle.spec(), id, options.cgroups)?;
+    let cgroup = confinement.cgroup();
+    Ok((plan(bundle, id, options, cgroup)?, cgroup.path().to_owned()))
 }
 
 /// A child that vanished may have been killed for memory; say how it ended.
@@ -116,18 +119,6 @@ fn why(error: Error, spawned: &mut Spawned) -> Error {
         },
         (error, _) => error,
     }
-}
-
-pub(crate) fn cgroup_path(spec: &Spec, id: &ContainerId) -> Result<String, Error> {
-    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
-    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(format!("/{id}")) };
-    let bad = |reason| Err(invalid("linux.cgroupsPath", reason));
-    let Some(text) = path.to_str() else { return bad("is not UTF-8") };
-    let trimmed = text.trim_matches('/');
-    if trimmed.is_empty() {
-        return bad("is the root cgroup, which holds the host's own processes");
-    }
-    Ok(format!("/{trimmed}"))
 }
 
 fn plan(bundle: &Bundle, id: &ContainerId, options: &CreateOptions, cgroup: &Cgroup) -> Result<Plan, Error> {
@@ -181,97 +172,42 @@ fn v1_mount(line: &str, below: &impl Fn(&Path) -> PathBuf) -> Option<(String, St
     Some((mount.file_name()?.to_str()?.to_owned(), controllers, below(mount)))
 }
 
-fn new_record(bundle: &Bundle, id: &ContainerId, plan: &Plan, options: &CreateOptions, cgroup: &Cgroup) -> Record {
-    let spec = bundle.spec();
-    let rootfs = match (&options.rootfs, spec.root()) {
-        (None, Some(root)) => bundle.dir().join(root.path()),
-        _ => bundle.dir().join("rootfs"),
-    };
-    let hooks = |pick: fn(&Hooks) -> &Option<Vec<Hook>>| {
-        spec.hooks().as_ref().and_then(|hooks| pick(hooks).clone()).unwrap_or_default()
-    };
-    Record {
-        version: Record::version(),
-        oci_version: spec.version().clone(),
-        id: id.to_string(),
-        bundle: bundle.dir().to_owned(),
-        rootfs,
-        created: record::timestamp(SystemTime::now()),
-        annotations: spec.annotations().clone().unwrap_or_default(),
-        pid: 0,
-        pid_started: 0,
-        cgroup: cgroup.path().to_owned(),
-        namespaces: plan.namespaces.all().into_iter().map(|kind| kind.file_name().to_owned()).collect(),
-        chroot: plan.setup.iter().any(|step| matches!(step, Step::Chroot)),
-        poststart: hooks(|hooks| hooks.poststart()),
-        poststop: hooks(|hooks| hooks.poststop()),
+fn new_record(
+    bundle: &Bundle,
+    id: &ContainerId,
+    plan: &Plan,
+    options: &CreateOptions,
+    confinement: &Confinement,
+) -> Record {
+    let mut record = Record::new(bundle, id, SystemTime::now());
+    if options.rootfs.is_some() {
+        record.rootfs = bundle.dir().join("rootfs");
     }
+    record.cgroup = confinement.recorded_path();
+    record.unit = confinement.unit().cloned();
+    record.namespaces = plan.namespaces.all().into_iter().map(|kind| kind.file_name().to_owned()).collect();
+    record.shares_pids = !plan.namespaces.is_new(LinuxNamespaceType::Pid);
+    record.chroot = plan.setup.iter().any(|step| matches!(step, Step::Chroot));
+    record
 }
 
 /// What is undone when `create` fails, in this order after the process itself.
 #[derive(Debug)]
-struct Undo<'a> {
-    place: &'a Place,
-    cgroup: Option<Cgroup>,
-    is_armed: bool,
+pub(crate) struct Undo<'a> {
+    pub place: &'a Place,
+    pub confinement: Confinement,
+    pub is_armed: bool,
 }
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         if self.is_armed {
             // The first error is the one that matters; what stays is what `delete --force` finds by the record.
-            let removed = self.cgroup.take().is_none_or(|cgroup| cgroup.remove().is_ok());
-            if removed {
+            if self.confinement.undo().is_ok() {
                 let _kept = self.place.remove();
             }
         }
     }
-}
-
-fn make_cgroup(cgroup: &Cgroup, spec: &Spec, undo: &mut Undo<'_>, warnings: &mut Vec<String>) -> Result<(), Error> {
-    if cgroup.exists() {
-        // Ours to fill, not to kill: `delete` ends what is in the cgroup.
-        if !cgroup.pids_recursive()?.is_empty() {
-            return Err(Error::CgroupInUse { path: cgroup.path().to_owned() });
-        }
-    }
-    undo.cgroup = Some(cgroup.clone());
-    Cgroup::create(cgroup.hierarchy(), cgroup.path())?;
-    if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
-        let mut resources = resources.clone();
-        if let Some(devices) = resources.devices_mut() {
-            let mut blocks = device_rule(None, None, "m");
-            blocks.set_typ(Some(LinuxDeviceType::B));
-            devices.push(blocks);
-            devices.extend(DEFAULT_DEVICES.iter().map(|(major, minor, access)| device_rule(*major, *minor, access)));
-        }
-        warnings.extend(cgroup.apply(&resources)?.iter().map(ToString::to_string));
-    }
-    Ok(())
-}
-
-/// What a container with device rules may always use: its nodes can be made (`m` of anything, block devices too: a node alone opens nothing), and those of
-/// runtime-spec 1.3, "Default Devices", with terminals, can be opened.
-const DEFAULT_DEVICES: [(Option<i64>, Option<i64>, &str); 9] = [
-    (None, None, "m"),
-    (Some(1), Some(3), "rwm"),
-    (Some(1), Some(5), "rwm"),
-    (Some(1), Some(7), "rwm"),
-    (Some(1), Some(8), "rwm"),
-    (Some(1), Some(9), "rwm"),
-    (Some(5), Some(0), "rwm"),
-    (Some(5), Some(2), "rwm"),
-    (Some(136), None, "rwm"),
-];
-
-fn device_rule(major: Option<i64>, minor: Option<i64>, access: &str) -> LinuxDeviceCgroup {
-    let mut rule = LinuxDeviceCgroup::default();
-    rule.set_allow(true)
-        .set_typ(Some(LinuxDeviceType::C))
-        .set_major(major)
-        .set_minor(minor)
-        .set_access(Some(access.to_owned()));
-    rule
 }
 
 fn prepare<'plan>(
@@ -359,11 +295,12 @@ fn map_ids(tree: &OwnedFd, mapping: &IdMapping) -> Result<(), Error> {
         .map_err(parent("map the ids of a bind mount, which its file system may not support"))
 }
 
-fn how(plan: &Plan, cgroup: &Cgroup) -> Result<Spawn, Error> {
+fn how(plan: &Plan, confinement: &Confinement) -> Result<Spawn, Error> {
     let joins_others = plan.namespaces.join.iter().any(|(kind, _)| !matches!(kind, Kind::Pid | Kind::User));
     let joins_user = plan.namespaces.join.iter().any(|(kind, _)| *kind == Kind::User);
     let has_process_between = joins_user || joins_others && plan.namespaces.is_new(LinuxNamespaceType::User);
-    let unified = cgroup.hierarchy().mode() == Mode::Unified;
+    let cgroup = confinement.cgroup();
+    let unified = cgroup.hierarchy().mode() == Mode::Unified && confinement.is_there_first();
     Ok(Spawn {
         flags: plan.namespaces.clone_flags(),
         pid_namespace: None,
@@ -384,7 +321,7 @@ struct Conversation<'a> {
     spec: &'a Spec,
     plan: &'a Plan,
     record: &'a Record,
-    cgroup: &'a Cgroup,
+    confinement: &'a Confinement,
     sync: &'a OwnedFd,
 }
 
@@ -405,7 +342,7 @@ impl Conversation<'_> {
             note(observer, HostStep::IdMaps)?;
         }
         if !is_in_cgroup {
-            self.cgroup.add(pid)?;
+            self.confinement.admit(pid, self.spec, warnings)?;
         }
         note(observer, HostStep::EnterCgroup)?;
         // A child that died has said why, if it could; its report is worth more than our EPIPE.
@@ -453,15 +390,31 @@ impl Conversation<'_> {
 /// The step's own words around what the child reported.
 pub(crate) fn child_error(fault: &Fault, setup: &[Step], start: &[Step]) -> Error {
     let index = usize::try_from(fault.step).unwrap_or(usize::MAX);
-    let step =
-        setup.iter().chain(start).nth(index).map_or_else(|| "enter the container".to_owned(), ToString::to_string);
-    Error::Child(Failure { step, errno: fault.errno, detail: fault.detail.clone() })
+    let step = setup.iter().chain(start).nth(index);
+    let (mut words, mut detail) =
+        (step.map_or_else(|| "enter the container".to_owned(), ToString::to_string), &*fault.detail);
+    let mut path = step.and_then(Step::path);
+    if matches!(step, Some(Step::Exec)) && !detail.is_empty() {
+        // runc's words: "exec /program: no such file".
+        words = format!("{words} {detail}");
+        (path, detail) = (Some(PathBuf::from(detail)), "");
+    }
+    Error::Child(Failure { step: words, errno: fault.errno, detail: detail.to_owned(), path })
 }
 
 /// The terminal's master to whoever listens at `--console-socket`.
 pub fn send_console(socket: &Path, console: &OwnedFd) -> Result<(), Error> {
-    let step = || format!("send the terminal to {}", socket.display());
-    let stream = local_socket::connect_to(socket, nix::sys::socket::SockType::Stream).map_err(parent(step()))?;
     // runc's protocol: the name of the slave as the message, which nobody needs.
-    runtime_linux::fd_passing::send(&stream, b"/dev/pts/ptmx", &[console.as_fd()]).map(drop).map_err(parent(step()))
+    send_descriptor("terminal", socket, b"/dev/pts/ptmx", console)
+}
+
+/// A process's pidfd to whoever listens at `--pidfd-socket`.
+pub fn send_pidfd(socket: &Path, pidfd: &OwnedFd) -> Result<(), Error> {
+    send_descriptor("pidfd", socket, b"pidfd", pidfd)
+}
+
+fn send_descriptor(what: &str, socket: &Path, message: &[u8], descriptor: &OwnedFd) -> Result<(), Error> {
+    let step = || format!("send the {what} to {}", socket.display());
+    let stream = local_socket::connect_to(socket, SockType::Stream).map_err(parent(step()))?;
+    runtime_linux::fd_passing::send(&stream, message, &[descriptor.as_fd()]).map(drop).map_err(parent(step()))
 }

@@ -3,6 +3,7 @@
 use nix::poll::PollTimeout;
 use runtime_linux::pidfd;
 
+use crate::confine;
 use crate::create::parent;
 use crate::error::Error;
 use crate::hooks::{self, Kind};
@@ -45,7 +46,10 @@ pub fn delete(root: &StateRoot, id: &ContainerId, deletion: Deletion) -> Result<
     }
     if cgroup.exists() {
         results.push(cgroup.kill().map_err(Error::from));
-        results.push(cgroup.remove().map_err(Error::from));
+        results.push(confine::remove(&cgroup, record.unit.as_ref()));
+    } else if let Some(unit) = &record.unit {
+        // A unit that failed stays known to systemd until it is told to forget it.
+        results.push(unit.stop());
     }
     results.push(poststop(&record));
     // With something left behind the record stays, so that the next `delete` knows of it.

@@ -3,7 +3,7 @@
 //! `Display` never repeats its source; a caller prints the chain once. Every kernel refusal carries its step and errno.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
@@ -16,11 +16,13 @@ pub struct Failure {
     pub errno: i32,
     /// What the step alone does not say; may be empty.
     pub detail: String,
+    /// The file that it was about, where it was about one.
+    pub path: Option<PathBuf>,
 }
 
 impl Failure {
     pub(crate) fn new(step: impl Into<String>, errno: Errno) -> Self {
-        Self { step: step.into(), errno: errno as i32, detail: String::new() }
+        Self { step: step.into(), errno: errno as i32, detail: String::new(), path: None }
     }
 }
 
@@ -66,18 +68,33 @@ pub enum Error {
     Exists { id: String },
     #[error("container {id} does not exist")]
     NotFound { id: String },
-    #[error("cannot {operation} container {id} that is {status}")]
+    #[error("{}", wrong_status(id, operation, *status))]
     WrongStatus { id: String, operation: &'static str, status: crate::status::Status },
     #[error("{} has version {version}: it was written by a newer runtime; use that one", path.display())]
     NewerRecord { path: PathBuf, version: u32 },
     #[error("cannot delete container {id} that is not stopped: {status}")]
     NotStopped { id: String, status: crate::status::Status },
-    #[error("the container has no cgroup {path} of its own")]
-    NoSubCgroup { path: String },
     #[error("container {id} was never finished, since its maker was killed: delete it")]
     Unfinished { id: String },
-    #[error("cgroup {path} holds processes of somebody else: choose another linux.cgroupsPath")]
+    #[error(
+        "container's cgroup is not empty: {path} holds processes of somebody else; choose another linux.cgroupsPath"
+    )]
     CgroupInUse { path: String },
+    #[error("container's cgroup unexpectedly frozen: thaw {path}, or choose another linux.cgroupsPath")]
+    CgroupFrozen { path: String },
+    #[error(
+        "rootless needs no limits + no cgrouppath when no permission is granted for cgroups: delegate a cgroup to this user, or leave \
+         linux.resources and linux.cgroupsPath out; unable to apply cgroup configuration"
+    )]
+    CgroupRefused(#[source] runtime_linux::cgroup::Error),
+    #[error("criu: {what}")]
+    Criu { what: String },
+    #[error("systemd: {what}")]
+    Systemd {
+        what: String,
+        #[source]
+        source: Option<std::io::Error>,
+    },
     #[error("set up the cgroup")]
     Cgroup(#[from] runtime_linux::cgroup::Error),
     #[error("{0}")]
@@ -96,6 +113,19 @@ pub enum Error {
     ChildVanished(String),
 }
 
+/// In runc's words where podman and containerd look for them.
+fn wrong_status(id: &str, operation: &str, status: crate::status::Status) -> String {
+    use crate::status::Status;
+    match (operation, status) {
+        ("kill", Status::Stopped) => format!("cannot kill container {id}: container not running"),
+        ("exec", Status::Paused) => {
+            "cannot exec in a paused container: resume it first, or give --ignore-paused".to_owned()
+        }
+        ("exec", status) => format!("cannot exec in a {status} container"),
+        (operation, status) => format!("cannot {operation} container {id} that is {status}"),
+    }
+}
+
 impl Error {
     /// The step that was refused, where one was.
     pub fn step(&self) -> Option<&str> {
@@ -110,6 +140,20 @@ impl Error {
         match self {
             Self::Parent(failure) | Self::Child(failure) => Some(failure.errno).filter(|errno| *errno != 0),
             Self::Read { source, .. } | Self::Write { source, .. } => source.raw_os_error(),
+            Self::Cgroup(error) => error.errno(),
+            _ => None,
+        }
+    }
+
+    /// The file that it was about, where it was about one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Parent(failure) | Self::Child(failure) => failure.path.as_deref(),
+            Self::Read { path, .. }
+            | Self::Write { path, .. }
+            | Self::Parse { path, .. }
+            | Self::NewerRecord { path, .. } => Some(path),
+            Self::Cgroup(error) => error.path(),
             _ => None,
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use oci_spec::runtime::{Process, Spec};
-use runtime_linux::cgroup::Cgroup;
+use runtime_linux::cgroup::{Cgroup, SubCgroup};
 use runtime_linux::namespace::Kind;
 use runtime_linux::{local_socket, pidfd};
 
@@ -28,7 +28,7 @@ pub fn exec(root: &StateRoot, id: &ContainerId, process: &Process, options: Exec
     match status {
         Status::Created | Status::Running => {}
         Status::Paused if options.ignore_paused => {}
-        _ => return Err(Error::WrongStatus { id: id.to_string(), operation: "exec in", status }),
+        _ => return Err(Error::WrongStatus { id: id.to_string(), operation: "exec", status }),
     }
     let spec = place.config()?;
     let mut warnings = Vec::new();
@@ -36,7 +36,7 @@ pub fn exec(root: &StateRoot, id: &ContainerId, process: &Process, options: Exec
     let init = pidfd::open(record.pid).map_err(parent("open the container's init"))?;
     // The pid could have been taken over before it was opened, not after.
     if !record.is_alive() {
-        return Err(Error::WrongStatus { id: id.to_string(), operation: "exec in", status: Status::Stopped });
+        return Err(Error::WrongStatus { id: id.to_string(), operation: "exec", status: Status::Stopped });
     }
     let (ours, theirs) = local_socket::pair().map_err(parent("socketpair"))?;
     let (how, joins) = namespaces(&record, &init)?;
@@ -60,7 +60,7 @@ pub fn exec(root: &StateRoot, id: &ContainerId, process: &Process, options: Exec
         agent: None,
     };
     let (spawned, ours, ()) = spawn(&how, child, ours, ()).map_err(parent("clone into the container"))?;
-    enter_cgroup(&cgroup, options.sub_cgroup.as_ref(), &record, spawned.pid)?;
+    enter_cgroup(&cgroup, &options.sub_cgroups, &record, spawned.pid)?;
     let _dead = sync::send_order(&ours, Order::Go(spawned.pid));
     let console = hold(&ours, &setup, &start, &mut warnings)?;
     let pid = spawned.pid;
@@ -124,23 +124,22 @@ fn chroot(record: &Record) -> Result<Option<OwnedFd>, Error> {
     let root = opened.map_err(parent("open the container's root"))?;
     // Its pid could have become another's meanwhile.
     if !record.is_alive() {
-        return Err(Error::WrongStatus { id: record.id.clone(), operation: "exec in", status: Status::Stopped });
+        return Err(Error::WrongStatus { id: record.id.clone(), operation: "exec", status: Status::Stopped });
     }
     Ok(Some(root))
 }
 
-fn enter_cgroup(cgroup: &Cgroup, sub: Option<&PathBuf>, record: &Record, pid: i32) -> Result<(), Error> {
-    if let Some(sub) = sub {
-        let name = sub.to_string_lossy();
-        let below = cgroup.child(name.trim_matches('/'))?;
-        return if below.exists() { Ok(below.add(pid)?) } else { Err(Error::NoSubCgroup { path: name.into_owned() }) };
+fn enter_cgroup(cgroup: &Cgroup, below: &[SubCgroup], record: &Record, pid: i32) -> Result<(), Error> {
+    if !below.is_empty() {
+        return Ok(cgroup.add_below(pid, below)?);
     }
     let Err(error) = cgroup.add(pid) else { return Ok(()) };
-    // cgroups(7), "no internal processes": a container that made cgroups of its own has moved its init below; follow it there.
+    // cgroups(7), "no internal processes": a container that made cgroups of its own has moved its init below; follow it there. One
+    // whose cgroup is gone altogether can only be joined where its init is.
     let own = std::fs::read_to_string(format!("/proc/{}/cgroup", record.pid)).unwrap_or_default();
-    let below = own.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| *path != cgroup.path());
-    match below.and_then(|path| Cgroup::new(cgroup.hierarchy(), path).ok()) {
-        Some(below) if Path::new(below.path()).starts_with(cgroup.path()) => Ok(below.add(pid)?),
+    let place = own.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| *path != cgroup.path());
+    match place.and_then(|path| Cgroup::new(cgroup.hierarchy(), path).ok()) {
+        Some(place) if Path::new(place.path()).starts_with(cgroup.path()) || !cgroup.exists() => Ok(place.add(pid)?),
         _ => Err(error.into()),
     }
 }

@@ -39,13 +39,13 @@ impl Kind {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("{kind} hook #{index} {}: cannot be run: {source}", path.display())]
+    #[error("error running {kind} hook #{index}: {}: cannot be run: {source}", path.display())]
     Spawn { kind: &'static str, index: usize, path: PathBuf, source: std::io::Error },
-    #[error("{kind} hook #{index} {}: {what}", path.display())]
+    #[error("error running {kind} hook #{index}: {}: {what}", path.display())]
     Failed { kind: &'static str, index: usize, path: PathBuf, what: String },
-    #[error("{kind} hook #{index} {}: ran longer than its timeout of {seconds} s and was killed", path.display())]
+    #[error("error running {kind} hook #{index}: {}: ran longer than its timeout of {seconds} s and was killed", path.display())]
     TimedOut { kind: &'static str, index: usize, path: PathBuf, seconds: i64 },
-    #[error("{kind} hook #{index}: timeout {seconds} is not greater than zero")]
+    #[error("error running {kind} hook #{index}: timeout {seconds} is not greater than zero")]
     BadTimeout { kind: &'static str, index: usize, seconds: i64 },
 }
 

@@ -4,7 +4,9 @@
 //! one container. Invariant: a caller has one thread (rule 33 of the house), and a container is created whole or not at all.
 
 mod bundle;
+mod checkpoint;
 mod child;
+mod confine;
 mod create;
 mod delete;
 mod error;
@@ -22,17 +24,20 @@ mod spawn;
 mod start;
 mod status;
 mod sync;
+mod systemd;
 
 pub use bundle::Bundle;
-pub use create::{create, create_observed, send_console};
+pub use checkpoint::{Criu, Dump, checkpoint, restore};
+pub use create::{create, create_observed, send_console, send_pidfd};
 pub use delete::{Deletion, delete};
 pub use error::{Error, Failure};
 pub use exec::{configured_process, exec};
 pub use explain::{Explained, Observer, Side, Tell, explain};
 pub use id::ContainerId;
-pub use operations::{Listed, Target, cgroup, kill, list, pause, processes, resume, state, update};
-pub use options::{CreateOptions, Created, ExecOptions, Execed, RootChange, Stdio};
+pub use operations::{Listed, Schemata, Target, cgroup, kill, list, pause, processes, resume, state, update};
+pub use options::{Cgroups, CreateOptions, Created, ExecOptions, Execed, RootChange, Stdio};
 pub use record::timestamp;
 pub use root::StateRoot;
+pub use runtime_linux::cgroup::SubCgroup;
 pub use start::{start, start_observed};
 pub use status::{State, Status};

@@ -6,8 +6,10 @@ use oci_spec::runtime::LinuxResources;
 use runtime_linux::cgroup::Cgroup;
 use runtime_linux::pidfd;
 
+use crate::confine::with_default_devices;
 use crate::create::parent;
 use crate::error::Error;
+use crate::plan::invalid;
 use crate::record::{Place, Record};
 use crate::status::{State, Status};
 use crate::{ContainerId, StateRoot};
@@ -47,26 +49,29 @@ impl Found {
     }
 }
 
-/// Sends a signal; to a stopped container's init it is an error, to all it reaches whoever is left.
+/// Sends a signal. A stopped container's init is an error, but for all: then it reaches whoever is left.
 pub fn kill(root: &StateRoot, id: &ContainerId, signal: i32, target: Target) -> Result<(), Error> {
     let found = Found::new(root, id)?;
     let is_kill = signal == nix::libc::SIGKILL;
+    // Without a PID namespace of its own nobody else ends with the init, alive or not: then KILL means all, as for runc.
+    let init_is_all = found.record.namespaces.iter().any(|name| name == "pid") && !found.record.shares_pids;
     match target {
         Target::All if is_kill => found.cgroup.kill()?,
         Target::All => found.cgroup.signal(signal)?,
+        Target::Init if is_kill && !init_is_all => {
+            let is_empty = found.cgroup.pids_recursive()?.is_empty();
+            if is_empty && !found.record.is_alive() {
+                found.require("kill", &[Status::Running])?;
+            }
+            found.cgroup.kill()?;
+            if found.record.is_alive() {
+                signal_init(&found, id, signal)?;
+            }
+        }
         Target::Init => {
-            // Without a PID namespace of its own nobody else ends with the init: then KILL means all, as for runc.
-            if is_kill && !found.record.namespaces.iter().any(|name| name == "pid") && found.record.is_alive() {
-                found.cgroup.kill()?;
-                return Ok(());
-            }
-            let status =
-                found.require("kill", &[Status::Created, Status::Running, Status::Paused, Status::Creating])?;
-            let process = pidfd::open(found.record.pid).map_err(parent("kill"))?;
-            if !found.record.is_alive() {
-                return Err(Error::WrongStatus { id: id.to_string(), operation: "kill", status: Status::Stopped });
-            }
-            pidfd::send_signal(&process, signal).map_err(parent("kill"))?;
+            let good = [Status::Created, Status::Running, Status::Paused, Status::Creating];
+            let status = found.require("kill", &good)?;
+            signal_init(&found, id, signal)?;
             // v1: a frozen process does not even die.
             if is_kill && status == Status::Paused {
                 found.cgroup.thaw()?;
@@ -74,6 +79,22 @@ pub fn kill(root: &StateRoot, id: &ContainerId, signal: i32, target: Target) -> 
         }
     }
     Ok(())
+}
+
+/// By a pidfd, of which it is known that it is the init's: the pid could have been taken over before it was opened, not after.
+fn signal_init(found: &Found, id: &ContainerId, signal: i32) -> Result<(), Error> {
+    let stopped = || Error::WrongStatus { id: id.to_string(), operation: "kill", status: Status::Stopped };
+    let process = match pidfd::open(found.record.pid) {
+        Err(nix::errno::Errno::ESRCH) => return Err(stopped()),
+        other => other.map_err(parent("kill"))?,
+    };
+    if !found.record.is_alive() {
+        return Err(stopped());
+    }
+    match pidfd::send_signal(&process, signal) {
+        Err(nix::errno::Errno::ESRCH) => Err(stopped()),
+        other => other.map_err(parent("kill")),
+    }
 }
 
 pub fn state(root: &StateRoot, id: &ContainerId) -> Result<State, Error> {
@@ -126,11 +147,52 @@ pub fn resume(root: &StateRoot, id: &ContainerId) -> Result<(), Error> {
     Ok(found.cgroup.thaw()?)
 }
 
+/// Lines of resctrl's schemata.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Schemata {
+    pub l3_cache: Option<String>,
+    pub memory_bandwidth: Option<String>,
+}
+
 /// Changes limits; what the host has no way to do and is safe to go without comes back as warnings.
-pub fn update(root: &StateRoot, id: &ContainerId, resources: &LinuxResources) -> Result<Vec<String>, Error> {
+pub fn update(
+    root: &StateRoot,
+    id: &ContainerId,
+    resources: &LinuxResources,
+    schemata: &Schemata,
+) -> Result<Vec<String>, Error> {
     let found = Found::new(root, id)?;
     found.require("update", &[Status::Created, Status::Running, Status::Paused])?;
-    Ok(found.cgroup.apply(resources)?.iter().map(ToString::to_string).collect())
+    update_schemata(&found, schemata)?;
+    if let Some(unit) = &found.record.unit {
+        unit.update(resources, found.cgroup.hierarchy())?;
+    }
+    // Device rules are the whole list, as in config.json: what they do not allow is no longer allowed.
+    let resources = with_default_devices(resources);
+    Ok(found.cgroup.apply(&resources)?.iter().map(ToString::to_string).collect())
+}
+
+/// Where the kernel shares out caches and memory bandwidth; Documentation/filesystems/resctrl.rst.
+const RESCTRL: &str = "/sys/fs/resctrl";
+
+fn update_schemata(found: &Found, schemata: &Schemata) -> Result<(), Error> {
+    let lines: Vec<&String> = schemata.l3_cache.iter().chain(&schemata.memory_bandwidth).collect();
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let spec = found.place.config()?;
+    let rdt = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
+    let rdt = rdt.ok_or_else(|| {
+        invalid("linux.intelRdt", "is missing: a schema can only be changed for a container that was made with one")
+    })?;
+    let group = rdt.clos_id().as_deref().filter(|id| !id.is_empty()).unwrap_or(&found.record.id);
+    let path = std::path::Path::new(RESCTRL).join(group).join("schemata");
+    for line in lines {
+        let mut line = line.clone();
+        line.push('\n');
+        std::fs::write(&path, line).map_err(|source| Error::Write { path: path.clone(), source })?;
+    }
+    Ok(())
 }
 
 /// The processes in the container's cgroup, as pids of the caller's namespace.

@@ -1,9 +1,8 @@
 //! What a caller may ask of `create` and `exec` beyond the bundle, and what it gets back.
 
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-
+use runtime_linux::cgroup::SubCgroup;
 use runtime_linux::mount::Overlay;
+use std::os::fd::OwnedFd;
 
 /// The three standard streams; `None` inherits the caller's. Ignored for a process with a terminal.
 #[derive(Debug, Default)]
@@ -23,6 +22,20 @@ pub enum RootChange {
     Chroot,
 }
 
+/// Who makes the container's cgroup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cgroups {
+    /// The runtime itself.
+    #[default]
+    Direct,
+    /// The runtime itself; without permission, and without limits or a path asked for, the container stays in its caller's cgroup.
+    WherePermitted,
+    /// systemd; `linux.cgroupsPath` is `slice:prefix:name`.
+    Systemd,
+    /// Nobody.
+    None,
+}
+
 /// What `create` takes beyond the bundle. A terminal is asked for by the bundle's `process.terminal`.
 #[derive(Debug, Default)]
 pub struct CreateOptions {
@@ -34,6 +47,7 @@ pub struct CreateOptions {
     pub root_change: RootChange,
     /// `--no-new-keyring`: keep the caller's session keyring.
     pub keep_keyring: bool,
+    pub cgroups: Cgroups,
 }
 
 /// A created container: its init is a direct child of the caller, waits for `start`, and is the caller's to reap.
@@ -52,8 +66,8 @@ pub struct Created {
 pub struct ExecOptions {
     pub stdio: Stdio,
     pub preserve_fds: u32,
-    /// `--cgroup`: below the container's own cgroup.
-    pub sub_cgroup: Option<PathBuf>,
+    /// `--cgroup`: places below the container's own cgroup; elsewhere the process joins that one itself.
+    pub sub_cgroups: Vec<SubCgroup>,
     /// `--ignore-paused`: do not refuse in a paused container.
     pub ignore_paused: bool,
 }

@@ -11,12 +11,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
-use oci_spec::runtime::Hook;
+use oci_spec::runtime::{Hook, Hooks};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::status::{State, Status};
-use crate::{ContainerId, StateRoot};
+use crate::systemd::Unit;
+use crate::{Bundle, ContainerId, StateRoot};
 
 /// The version of the record. A reader takes its own and older ones.
 const VERSION: u32 = 1;
@@ -37,9 +38,16 @@ pub(crate) struct Record {
     pub pid: i32,
     /// Clock ticks after boot, field 22 of /proc/PID/stat: tells the process from a later one of the same pid.
     pub pid_started: u64,
+    /// Empty for a container that has none of its own.
     pub cgroup: String,
+    /// systemd's unit, where systemd made the cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
     /// File names below /proc/PID/ns of what an exec joins.
     pub namespaces: Vec<String>,
+    /// Its PID namespace is somebody else's: with its init nobody else ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shares_pids: bool,
     /// The root is not the mount namespace's own.
     #[serde(default)]
     pub chroot: bool,
@@ -64,6 +72,11 @@ pub(crate) struct Lock(#[expect(dead_code, reason = "held for its Drop, which un
 impl Place {
     pub(crate) fn new(root: &StateRoot, id: &ContainerId) -> Self {
         Self { dir: root.dir().join(id.as_str()), id: id.as_str().to_owned() }
+    }
+
+    /// A file of the container's directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -169,8 +182,30 @@ impl Place {
 }
 
 impl Record {
-    pub(crate) fn version() -> u32 {
-        VERSION
+    /// What the bundle alone says; there is no process yet.
+    pub(crate) fn new(bundle: &Bundle, id: &ContainerId, now: std::time::SystemTime) -> Self {
+        let spec = bundle.spec();
+        let hooks = |pick: fn(&Hooks) -> &Option<Vec<Hook>>| {
+            spec.hooks().as_ref().and_then(|hooks| pick(hooks).clone()).unwrap_or_default()
+        };
+        Self {
+            version: VERSION,
+            oci_version: spec.version().clone(),
+            id: id.to_string(),
+            bundle: bundle.dir().to_owned(),
+            rootfs: bundle.rootfs(),
+            created: timestamp(now),
+            annotations: spec.annotations().clone().unwrap_or_default(),
+            pid: 0,
+            pid_started: 0,
+            cgroup: String::new(),
+            unit: None,
+            namespaces: Vec::new(),
+            shares_pids: false,
+            chroot: false,
+            poststart: hooks(|hooks| hooks.poststart()),
+            poststop: hooks(|hooks| hooks.poststop()),
+        }
     }
 
     /// Whether its process is there, and is that process.

@@ -37,7 +37,11 @@ impl StateRoot {
         Ok(self.hierarchy.get_or_init(|| hierarchy))
     }
 
+    /// No path is no cgroup.
     pub(crate) fn cgroup(&self, path: &str) -> Result<Cgroup, Error> {
+        if path.is_empty() {
+            return Ok(Cgroup::none());
+        }
         Ok(Cgroup::new(self.hierarchy()?, path)?)
     }
 }

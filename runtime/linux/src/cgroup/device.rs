@@ -1,11 +1,10 @@
-//! The OCI device list, and its v1 form. Parsing is pure.
+//! The OCI device list, parsed; pure. Its v1 form is in `device_list.rs`, its v2 form in `device_filter.rs`.
 //!
 //! Meaning, in both versions: everything is denied, then the rules are applied in order, so the last one that speaks of an access
 //! decides it.
 
-use super::{Error, file};
+use super::Error;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
-use std::path::Path;
 
 pub(super) const MKNOD: u8 = 1;
 pub(super) const READ: u8 = 2;
@@ -69,59 +68,32 @@ fn parse_rule(index: usize, rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
     })
 }
 
-/// One line for `devices.allow` or `devices.deny`.
-fn legacy_lines(rule: &Rule) -> Vec<String> {
-    let number = |value: Option<u32>| value.map_or("*".to_owned(), |value| value.to_string());
-    let letters: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
-        .iter()
-        .filter(|(bit, _)| rule.access & bit != 0)
-        .map(|p| p.1)
-        .collect();
-    // The kernel takes a line that begins with 'a' as everything, whatever follows.
-    let whole = rule.major.is_none() && rule.minor.is_none() && rule.access == ALL;
-    let kinds: &[char] = match rule.kind {
-        Kind::Any if whole => return vec!["a".to_owned()],
-        Kind::Any => &['b', 'c'],
-        Kind::Block => &['b'],
-        Kind::Character => &['c'],
-    };
-    kinds.iter().map(|kind| format!("{kind} {}:{} {letters}", number(rule.major), number(rule.minor))).collect()
-}
-
-pub(super) fn apply_legacy(directory: &Path, rules: &[Rule]) -> Result<(), Error> {
-    file::write(&directory.join("devices.deny"), "a")?;
-    // A leading "deny everything" has just been done.
-    let done = rules.iter().take_while(|rule| !rule.allow).count();
-    for rule in &rules[done..] {
-        let name = if rule.allow { "devices.allow" } else { "devices.deny" };
-        for line in legacy_lines(rule) {
-            file::write(&directory.join(name), &line)?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(json: &str, expect: Result<&[&str], &str>) {
+    type Parts = (bool, Kind, Option<u32>, Option<u32>, u8);
+
+    fn check(json: &str, expect: Result<Parts, &str>) {
         let rule: LinuxDeviceCgroup = serde_json::from_str(json).unwrap();
         match (parse(&[rule]), expect) {
-            (Ok(rules), Ok(lines)) => assert_eq!(legacy_lines(&rules[0]), lines),
+            (Ok(rules), Ok(expect)) => {
+                let Rule { allow, kind, major, minor, access } = rules[0];
+                assert_eq!((allow, kind, major, minor, access), expect, "{json}");
+            }
             (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
             (outcome, expect) => panic!("{outcome:?}, expected {expect:?}"),
         }
     }
 
     #[test]
-    fn rules_become_lines() {
-        check(r#"{"allow":false,"access":"rwm"}"#, Ok(&["a"]));
-        check(r#"{"allow":true,"type":"a"}"#, Ok(&["a"]));
-        check(r#"{"allow":true,"type":"c","major":1,"minor":3,"access":"rw"}"#, Ok(&["c 1:3 rw"]));
-        check(r#"{"allow":true,"type":"b","major":8,"access":"m"}"#, Ok(&["b 8:* m"]));
-        check(r#"{"allow":true,"type":"c","major":-1,"minor":-1,"access":"m"}"#, Ok(&["c *:* m"]));
-        check(r#"{"allow":true,"type":"a","access":"r"}"#, Ok(&["b *:* r", "c *:* r"]));
+    fn rules_are_read() {
+        check(r#"{"allow":false,"access":"rwm"}"#, Ok((false, Kind::Any, None, None, ALL)));
+        check(r#"{"allow":true,"type":"a"}"#, Ok((true, Kind::Any, None, None, ALL)));
+        let null = Ok((true, Kind::Character, Some(1), Some(3), READ | WRITE));
+        check(r#"{"allow":true,"type":"c","major":1,"minor":3,"access":"rw"}"#, null);
+        check(r#"{"allow":true,"type":"b","major":8,"access":"m"}"#, Ok((true, Kind::Block, Some(8), None, MKNOD)));
+        check(r#"{"allow":true,"type":"c","major":-1,"minor":-1}"#, Ok((true, Kind::Character, None, None, ALL)));
         check(r#"{"allow":true,"type":"p"}"#, Err("not a device"));
         check(r#"{"allow":true,"major":-7}"#, Err("major -7"));
         check(r#"{"allow":true,"access":"rx"}"#, Err("\"rx\""));

@@ -82,6 +82,12 @@ impl Hierarchy {
         Self { places: unified.into_iter().chain(legacy).collect() }
     }
 
+    /// No tree at all: for who lives in somebody else's cgroup.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { places: Arc::new([]) }
+    }
+
     #[must_use]
     pub fn mode(&self) -> Mode {
         let has = |version| self.places.iter().any(|place| place.version == version);
@@ -101,6 +107,12 @@ impl Hierarchy {
                 .is_ok_and(|text| text.split_whitespace().any(|name| name == controller)),
             None => false,
         }
+    }
+
+    /// Whether a controller is spoken to in version 2; also where the host has it in neither.
+    #[must_use]
+    pub fn is_unified(&self, controller: &str) -> bool {
+        matches!(self.locate(controller), Some((_, Version::Unified)))
     }
 
     /// Where the v2 tree is mounted, if it is.

@@ -130,7 +130,7 @@ fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 impl Cgroup {
     /// Stops every process here and below, and returns when all have stopped. One that cannot stop in time thaws the rest again.
     pub fn freeze(&self) -> Result<(), Error> {
-        let frozen = match self.freezer() {
+        let frozen = match self.freezers().into_iter().next() {
             Some((directory, Version::Unified)) => freeze_unified(&directory),
             Some((directory, Version::Legacy)) => freeze_legacy(&directory),
             None => return Err(self.no_freezer()),
@@ -141,40 +141,44 @@ impl Cgroup {
         frozen
     }
 
+    /// Lets everything go on, whichever of a hybrid host's two freezers holds it.
     pub fn thaw(&self) -> Result<(), Error> {
-        match self.freezer() {
-            Some((directory, Version::Unified)) => file::write(&directory.join("cgroup.freeze"), "0"),
-            Some((directory, Version::Legacy)) => file::write(&directory.join("freezer.state"), "THAWED"),
-            None => Err(self.no_freezer()),
+        let freezers = self.freezers();
+        if freezers.is_empty() {
+            return Err(self.no_freezer());
         }
+        freezers.iter().try_for_each(|(directory, version)| match version {
+            Version::Unified => file::write(&directory.join("cgroup.freeze"), "0"),
+            Version::Legacy => file::write(&directory.join("freezer.state"), "THAWED"),
+        })
     }
 
     pub fn is_frozen(&self) -> Result<bool, Error> {
-        match self.freezer() {
-            Some((directory, Version::Unified)) => {
-                let events = file::read_if_present(&directory.join("cgroup.events"))?.unwrap_or_default();
-                Ok(file::keyed(&events, "frozen") == Some(1))
+        for (directory, version) in self.freezers() {
+            let is_frozen = match version {
+                Version::Unified => {
+                    let events = file::read_if_present(&directory.join("cgroup.events"))?.unwrap_or_default();
+                    file::keyed(&events, "frozen") == Some(1)
+                }
+                Version::Legacy => {
+                    let state = file::read_if_present(&directory.join("freezer.state"))?.unwrap_or_default();
+                    state.trim() == "FROZEN"
+                }
+            };
+            if is_frozen {
+                return Ok(true);
             }
-            Some((directory, Version::Legacy)) => {
-                let state = file::read_if_present(&directory.join("freezer.state"))?.unwrap_or_default();
-                Ok(state.trim() == "FROZEN")
-            }
-            None => Ok(false),
         }
+        Ok(false)
     }
 
-    /// The v2 freezer, which tells when it is done, wherever v2 is mounted; on a hybrid host too.
-    fn freezer(&self) -> Option<(PathBuf, Version)> {
-        if let Some(directory) = self.unified_directory()
-            && directory.join("cgroup.freeze").exists()
-        {
-            return Some((directory, Version::Unified));
-        }
-        self.hierarchy()
-            .places()
-            .iter()
-            .find(|place| place.has("freezer"))
-            .map(|place| (place.join(self.path()), Version::Legacy))
+    /// Where it can be frozen. The v2 freezer comes first: it tells when it is done.
+    fn freezers(&self) -> Vec<(PathBuf, Version)> {
+        let unified = self.unified_directory().filter(|directory| directory.join("cgroup.freeze").exists());
+        let legacy = self.hierarchy().places().iter().find(|place| place.has("freezer"));
+        let legacy = legacy.map(|place| place.join(self.path())).filter(|directory| directory.is_dir());
+        let unified = unified.map(|directory| (directory, Version::Unified));
+        unified.into_iter().chain(legacy.map(|directory| (directory, Version::Legacy))).collect()
     }
 
     fn no_freezer(&self) -> Error {

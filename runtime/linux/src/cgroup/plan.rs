@@ -1,7 +1,7 @@
 //! From OCI `linux.resources` to a list of writes, and their execution. Planning looks only at which controller has which version.
 
 use super::hierarchy::{Hierarchy, Version};
-use super::{Cgroup, Error, device, device_filter, file, legacy, lifecycle, unified};
+use super::{Cgroup, Error, device, device_filter, device_list, file, legacy, lifecycle, unified};
 use oci_spec::runtime::{LinuxResources, LinuxThrottleDevice};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,8 @@ pub(super) enum Step {
         first: (String, String),
         second: (String, String),
     },
+    /// `cpu.max` of v2 with a new period and the quota that it has.
+    Period(u64),
     /// The OCI device list.
     Devices(Vec<device::Rule>),
     Ignore(Ignored),
@@ -78,7 +80,8 @@ pub(super) fn plan(hierarchy: &Hierarchy, resources: &LinuxResources) -> Result<
     }
     if let Some(pids) = resources.pids() {
         match pids.limit() {
-            0 => {}
+            // No process at all could not even start; runc and systemd say 1 as well.
+            0 => steps.push(Step::write("pids", "pids.limit", "pids.max", 1)),
             limit if limit < 0 => steps.push(Step::write("pids", "pids.limit", "pids.max", "max")),
             limit => steps.push(Step::write("pids", "pids.limit", "pids.max", limit)),
         }
@@ -140,8 +143,11 @@ fn unified_keys(hierarchy: &Hierarchy, resources: &LinuxResources, steps: &mut V
         if key.contains('/') || !key.contains('.') || key.starts_with("cgroup.") {
             return wrong("must be the name of a controller's file");
         }
-        if hierarchy.unified_root().is_none() {
-            return wrong("this host has no cgroup v2");
+        let controller = key.split('.').next().unwrap_or_default();
+        if hierarchy.unified_root().is_none() || matches!(hierarchy.locate(controller), Some((_, Version::Legacy))) {
+            return wrong(
+                "invalid configuration: this host has that controller as cgroup v1, whose limits have fields of their own",
+            );
         }
         for line in value.lines() {
             steps.push(Step::write("unified", "unified", key, line));
@@ -158,16 +164,27 @@ pub(super) fn throttle(devices: Option<&Vec<LinuxThrottleDevice>>) -> impl Itera
 /// OCI `memory.checkBeforeUpdate`: refuse a limit below what is in use now, which would end in an OOM kill.
 pub(super) fn check_before_update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), Error> {
     let Some(memory) = resources.memory() else { return Ok(()) };
-    let limit = match (memory.check_before_update(), memory.limit()) {
-        (Some(true), Some(limit)) if limit > 0 => limit.unsigned_abs(),
-        _ => return Ok(()),
-    };
-    let used = cgroup.stats()?.memory.usage_bytes;
-    if limit < used {
-        let problem = format!("{limit} bytes is less than the {used} bytes in use (memory.checkBeforeUpdate)");
-        return Err(Error::Value { field: "memory.limit".into(), problem });
+    if memory.check_before_update() != Some(true) {
+        return Ok(());
     }
-    Ok(())
+    let stats = cgroup.stats()?.memory;
+    let set = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).filter(|&value| value > 0);
+    let reject = |field: &str, what: &str, limit: u64, used: u64| {
+        let problem = format!(
+            "rejecting {what} limit of {limit} bytes, less than the {used} bytes in use (memory.checkBeforeUpdate)"
+        );
+        Err(Error::Value { field: field.to_owned(), problem })
+    };
+    if let Some(swap) = set(memory.swap()) {
+        let used = stats.usage_bytes + stats.swap_usage_bytes;
+        if swap < used {
+            return reject("memory.swap", "memory+swap", swap, used);
+        }
+    }
+    match set(memory.limit()) {
+        Some(limit) if limit < stats.usage_bytes => reject("memory.limit", "memory", limit, stats.usage_bytes),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn execute(cgroup: &Cgroup, step: &Step, ignored: &mut Vec<Ignored>) -> Result<(), Error> {
@@ -223,8 +240,14 @@ pub(super) fn execute(cgroup: &Cgroup, step: &Step, ignored: &mut Vec<Ignored>) 
                 Err(error) => return Err(error),
             }
         }
+        Step::Period(period) => {
+            let path = directory("cpu", "cpu.period")?.join("cpu.max");
+            let now = file::read_if_present(&path)?;
+            let quota = now.as_deref().and_then(|text| text.split_whitespace().next()).unwrap_or("max");
+            file::write(&path, &format!("{quota} {period}"))?;
+        }
         Step::Devices(rules) => match cgroup.hierarchy.locate("devices") {
-            Some((place, Version::Legacy)) => device::apply_legacy(&place.join(&cgroup.path), rules)?,
+            Some((place, Version::Legacy)) => device_list::apply(&place.join(&cgroup.path), rules)?,
             Some((place, Version::Unified)) => device_filter::apply(&place.join(&cgroup.path), rules)?,
             None => {
                 directory("devices", "devices")?;

@@ -111,7 +111,7 @@ fn every_field_reaches_its_v2_file() {
     check(r#"{"cpu":{"shares":1024,"idle":1}}"#, &[("cpu.idle", "1")], &[]);
     check(r#"{"cpu":{"quota":-1}}"#, &[("cpu.max", "max")], &[]);
     check(r#"{"cpu":{"period":50000,"realtimeRuntime":5}}"#, &[("cpu.max", "max 50000")], &["cpu.realtimeRuntime"]);
-    check(r#"{"pids":{"limit":0}}"#, &[], &[]);
+    check(r#"{"pids":{"limit":0}}"#, &[("pids.max", "1")], &[]);
     check(r#"{"pids":{"limit":-1}}"#, &[("pids.max", "max")], &[]);
     check(r#"{"pids":{"limit":7}}"#, &[("pids.max", "7")], &[]);
     check(

@@ -81,7 +81,12 @@ pub(super) fn cpu(cpu: &LinuxCpu, steps: &mut Vec<Step>) -> Result<(), Error> {
         (None, None) => None,
         // The second number may be left out: the kernel keeps the period.
         (Some(quota), None) => Some(bytes(quota)),
-        (quota, Some(period)) => Some(format!("{} {period}", bytes(quota.unwrap_or(-1)))),
+        (Some(quota), Some(period)) => Some(format!("{} {period}", bytes(quota))),
+        // The first may not.
+        (None, Some(period)) => {
+            steps.push(Step::Period(period));
+            None
+        }
     };
     match (maximum, cpu.burst()) {
         (None, None) => {}

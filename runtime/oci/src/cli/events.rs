@@ -1,84 +1,83 @@
-//! events: statistics once or at an interval, as JSON lines, until the container ends.
+//! events: statistics once or at an interval, and out-of-memory kills as they happen, as JSON lines, until the container ends.
 
-use nix::poll::PollTimeout;
+mod statistics;
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use runtime_linux::cgroup::{Cgroup, OomWatch};
 use runtime_linux::pidfd;
-use runtime_oci::{StateRoot, Status};
+use runtime_oci::{ContainerId, StateRoot, Status};
 use serde_json::json;
 
 use super::arguments::Events;
 use super::lifecycle::parse_id;
-use super::{Error, print};
+use super::{Error, interval, print};
 
 pub(crate) fn events(root: &StateRoot, events: &Events) -> Result<u8, Error> {
     let id = parse_id(&events.id)?;
-    let interval = interval(&events.interval)?;
+    let interval = interval::parse("interval", &events.interval)?;
     let state = runtime_oci::state(root, &id)?;
     if state.status == Status::Stopped {
-        return Err(Error::Usage(format!("container {id} is stopped: it has no statistics")));
+        return Err(Error::Usage(format!("container with id {id} is not running: it has no statistics")));
     }
     let cgroup = runtime_oci::cgroup(root, &id)?;
     let process = pidfd::open(state.pid).map_err(Error::errno("open the container's init"))?;
-    let mut kills = 0;
+    print_statistics(&id, &cgroup)?;
+    if events.stats {
+        return Ok(0);
+    }
+    watch(&id, &cgroup, &process, interval)
+}
+
+fn print_statistics(id: &ContainerId, cgroup: &Cgroup) -> Result<(), Error> {
+    let details = cgroup.details().map_err(runtime_oci::Error::from)?;
+    // By hand, because a reader may rely on runc's order of the fields.
+    let data = statistics::json(&details);
+    print(&format!("{{\"type\":\"stats\",\"id\":\"{id}\",\"data\":{data}}}\n"))
+}
+
+/// Each time something happens or the interval is over, until the container ends.
+fn watch(id: &ContainerId, cgroup: &Cgroup, process: &OwnedFd, interval: PollTimeout) -> Result<u8, Error> {
+    // A host without the memory controller has no such events; statistics it has all the same.
+    let watch = cgroup.watch_oom().ok();
+    let mut kills = cgroup.oom_kills().map_err(runtime_oci::Error::from)?;
+    let mut next = std::time::Instant::now() + duration(interval);
     loop {
-        let stats = cgroup.stats().map_err(runtime_oci::Error::from)?;
-        if stats.memory.oom_kills > kills && !events.stats {
-            print(&format!("{}\n", json!({ "type": "oom", "id": id.as_str() })))?;
-            kills = stats.memory.oom_kills;
+        let left = next.saturating_duration_since(std::time::Instant::now());
+        let timeout = PollTimeout::try_from(left + std::time::Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let (has_ended, has_event) = wait(process, watch.as_ref(), timeout)?;
+        if has_event && let Some(now) = watch.as_ref().and_then(|watch| watch.kills().ok().flatten()) {
+            for _ in kills..now {
+                print(&format!("{}\n", json!({ "type": "oom", "id": id.as_str() })))?;
+            }
+            kills = kills.max(now);
         }
-        let line = json!({ "type": "stats", "id": id.as_str(), "data": data(&stats) });
-        print(&format!("{line}\n"))?;
-        if events.stats || pidfd::wait_ended(&process, interval).map_err(Error::errno("wait"))? {
+        if has_ended {
             return Ok(0);
+        }
+        if next <= std::time::Instant::now() {
+            print_statistics(id, cgroup)?;
+            next = std::time::Instant::now() + duration(interval);
         }
     }
 }
 
-/// `5`, `5s`, `500ms`, `1m`; not nothing.
-fn interval(text: &str) -> Result<PollTimeout, Error> {
-    let bad = || Error::Usage(format!("--interval \"{text}\" is not a time like 5s, and more than nothing"));
-    let (number, unit) = match text {
-        text if text.ends_with("ms") => (&text[..text.len() - 2], 1),
-        text if text.ends_with('s') => (&text[..text.len() - 1], 1000),
-        text if text.ends_with('m') => (&text[..text.len() - 1], 60_000),
-        text => (text, 1000),
-    };
-    let milliseconds = number.parse::<i32>().ok().and_then(|number| number.checked_mul(unit)).filter(|ms| *ms > 0);
-    PollTimeout::try_from(milliseconds.ok_or_else(bad)?).map_err(|_| bad())
+fn duration(timeout: PollTimeout) -> std::time::Duration {
+    timeout.duration().unwrap_or_default()
 }
 
-/// The shape of runc's events, with what we know.
-fn data(stats: &runtime_linux::cgroup::Stats) -> serde_json::Value {
-    let io = |pick: fn(&runtime_linux::cgroup::IoDeviceStats) -> [(&'static str, u64); 2]| {
-        let entries = stats.io.iter().flat_map(|device| {
-            pick(device)
-                .map(|(op, value)| json!({ "major": device.major, "minor": device.minor, "op": op, "value": value }))
-        });
-        entries.collect::<Vec<_>>()
-    };
-    json!({
-        "cpu": {
-            "usage": { "total": stats.cpu.usage_ns, "kernel": stats.cpu.system_ns, "user": stats.cpu.user_ns },
-            "throttling": {
-                "periods": stats.cpu.periods,
-                "throttledPeriods": stats.cpu.throttled_periods,
-                "throttledTime": stats.cpu.throttled_ns,
-            },
-        },
-        "memory": {
-            "usage": { "usage": stats.memory.usage_bytes, "limit": stats.memory.limit_bytes.unwrap_or(u64::MAX) },
-            "swap": { "usage": stats.memory.swap_usage_bytes, "limit": stats.memory.swap_limit_bytes.unwrap_or(u64::MAX) },
-            "raw": {
-                "anon": stats.memory.anonymous_bytes,
-                "file": stats.memory.file_bytes,
-                "inactive_file": stats.memory.inactive_file_bytes,
-                "pgfault": stats.memory.page_faults,
-                "pgmajfault": stats.memory.major_page_faults,
-            },
-        },
-        "pids": { "current": stats.pids.current, "limit": stats.pids.limit.unwrap_or(0) },
-        "blkio": {
-            "ioServiceBytesRecursive": io(|device| [("Read", device.read_bytes), ("Write", device.write_bytes)]),
-            "ioServicedRecursive": io(|device| [("Read", device.read_operations), ("Write", device.write_operations)]),
-        },
-    })
+fn wait(process: &OwnedFd, watch: Option<&OomWatch>, timeout: PollTimeout) -> Result<(bool, bool), Error> {
+    let mut descriptors = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    if let Some(watch) = watch {
+        let flags = if watch.is_priority() { PollFlags::POLLPRI } else { PollFlags::POLLIN };
+        descriptors.push(PollFd::new(watch.as_fd(), flags));
+    }
+    match poll(&mut descriptors, timeout) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(Error::errno("wait for events")(errno)),
+    }
+    let ready = |index: usize| descriptors.get(index).is_some_and(|fd| fd.any() == Some(true));
+    Ok((ready(0), ready(1)))
 }

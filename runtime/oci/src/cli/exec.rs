@@ -1,7 +1,7 @@
 //! exec: the container's own process with changes, or a whole process from a file.
 
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process};
-use runtime_oci::{ExecOptions, Execed, StateRoot};
+use runtime_oci::{ExecOptions, Execed, StateRoot, SubCgroup};
 
 use super::arguments::Exec;
 use super::lifecycle::{check_console, listen_fds, parse_id, secure_self, write_pid_file};
@@ -14,13 +14,14 @@ pub(crate) fn exec(root: &StateRoot, exec: &Exec, reporter: &Reporter) -> Result
     secure_self(preserve)?;
     // Before the process is known, so that "no such container" comes first.
     runtime_oci::state(root, &id)?;
+    warn_of_unused(exec, reporter);
     let process = process(runtime_oci::configured_process(root, &id)?, exec)?;
     let terminal = process.terminal() == Some(true);
     check_console(terminal, exec.detach, exec.console_socket.as_ref())?;
     let signals = if exec.detach { None } else { Some(foreground::Signals::take()?) };
     let options = ExecOptions {
         preserve_fds: preserve,
-        sub_cgroup: exec.cgroup.clone(),
+        sub_cgroups: sub_cgroups(&exec.cgroup)?,
         ignore_paused: exec.ignore_paused,
         ..ExecOptions::default()
     };
@@ -29,10 +30,59 @@ pub(crate) fn exec(root: &StateRoot, exec: &Exec, reporter: &Reporter) -> Result
     if let (Some(socket), Some(master)) = (&exec.console_socket, console.take_if(|_| exec.detach)) {
         runtime_oci::send_console(socket, &master)?;
     }
+    if let Some(socket) = &exec.pidfd_socket {
+        runtime_oci::send_pidfd(socket, &pidfd)?;
+    }
     write_pid_file(exec.pid_file.as_deref(), pid)?;
+    reporter.debug(|| format!("process {pid} runs in container {id}"));
     let Some(signals) = signals else { return Ok(0) };
     let console = foreground::Console::new(console, terminal)?;
     foreground::wait(&pidfd, &signals, console)
+}
+
+/// A process from a file is taken whole, as runc takes it.
+fn warn_of_unused(exec: &Exec, reporter: &Reporter) {
+    let given = [
+        ("--cwd", exec.cwd.is_some()),
+        ("--env", !exec.env.is_empty()),
+        ("--user", exec.user.is_some()),
+        ("--additional-gids", !exec.additional_gids.is_empty()),
+        ("--tty", exec.tty),
+        ("--cap", !exec.cap.is_empty()),
+        ("--apparmor", exec.apparmor.is_some()),
+        ("--process-label", exec.process_label.is_some()),
+        ("--no-new-privs", exec.no_new_privs),
+        ("the command", !exec.command.is_empty()),
+    ];
+    if exec.process.is_some() {
+        let unused = given.iter().filter(|(_, is_given)| *is_given);
+        let warnings: Vec<_> =
+            unused.map(|(flag, _)| format!("{flag} has no effect beside --process: put it into that file")).collect();
+        reporter.warnings(&warnings);
+    }
+}
+
+/// `PATH` for every hierarchy, or `CONTROLLER[,CONTROLLER]:PATH` for some, each once.
+fn sub_cgroups(texts: &[String]) -> Result<Vec<SubCgroup>, Error> {
+    let bad = |text: &str, why: &str| Err(Error::Usage(format!("invalid --cgroup argument {text}: {why}")));
+    let mut all: Vec<SubCgroup> = Vec::new();
+    for text in texts {
+        let Some((controllers, path)) = text.split_once(':') else {
+            if texts.len() != 1 {
+                return bad(text, "of several, each needs its controller in front, as memory:PATH");
+            }
+            return Ok(vec![SubCgroup { controllers: Vec::new(), path: text.clone() }]);
+        };
+        let controllers: Vec<String> = controllers.split(',').map(str::to_owned).collect();
+        if controllers.iter().any(String::is_empty) {
+            return bad(text, "a controller's name is empty");
+        }
+        if all.iter().any(|other| other.controllers.iter().any(|controller| controllers.contains(controller))) {
+            return bad(text, "a controller is named twice");
+        }
+        all.push(SubCgroup { controllers, path: path.to_owned() });
+    }
+    Ok(all)
 }
 
 fn process(mut process: Process, exec: &Exec) -> Result<Process, Error> {
@@ -119,6 +169,19 @@ fn add_capabilities(mut sets: LinuxCapabilities, names: &[String]) -> Result<Lin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sub_cgroups_are_named_once() {
+        let parse = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
+            sub_cgroups(&texts).ok().map(|all| all.iter().map(|sub| sub.controllers.len()).collect::<Vec<_>>())
+        };
+        assert_eq!(parse(&["/a"]), Some(vec![0]));
+        assert_eq!(parse(&["memory:a", "cpu,cpuacct:b"]), Some(vec![1, 2]));
+        for bad in [&["a", "b"][..], &[":a"], &["cpu:a", "cpu:b"], &["cpu,:a"]] {
+            assert_eq!(parse(bad), None, "{bad:?}");
+        }
+    }
 
     #[test]
     fn users_are_exact() {

@@ -6,6 +6,7 @@ use runtime_oci::{State, StateRoot};
 
 use super::arguments::{Format, List};
 use super::lifecycle::parse_id;
+use super::report::Reporter;
 use super::{Error, print, print_json};
 
 pub(crate) fn state(root: &StateRoot, id: &str) -> Result<u8, Error> {
@@ -13,7 +14,12 @@ pub(crate) fn state(root: &StateRoot, id: &str) -> Result<u8, Error> {
     Ok(0)
 }
 
-pub(crate) fn list(root: &StateRoot, list: &List) -> Result<u8, Error> {
+/// A directory that the caller named is expected to be there; the default one is made with the first container.
+pub(crate) fn list(root: &StateRoot, list: &List, is_named: bool, reporter: &Reporter) -> Result<u8, Error> {
+    if is_named {
+        std::fs::metadata(root.dir())
+            .map_err(Error::io(format!("read the state directory {}", root.dir().display())))?;
+    }
     let mut states: Vec<State> = Vec::new();
     for (id, state) in runtime_oci::list(root)? {
         match state {
@@ -22,7 +28,7 @@ pub(crate) fn list(root: &StateRoot, list: &List) -> Result<u8, Error> {
                 states.push(state);
             }
             // One that cannot be read does not hide the others.
-            Err(error) => eprintln_line(&format!("sampan-oci: warning: {id}: {error}")),
+            Err(error) => reporter.warnings(&[format!("{id}: {error}")]),
         }
     }
     if list.quiet {
@@ -36,11 +42,6 @@ pub(crate) fn list(root: &StateRoot, list: &List) -> Result<u8, Error> {
         print(&table(&states))?;
     }
     Ok(0)
-}
-
-fn eprintln_line(text: &str) {
-    // Nobody is left to be told when standard error is closed.
-    let _closed = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
 }
 
 /// Who made it: the name where /etc/passwd has one.

@@ -1,16 +1,17 @@
-//! create, run, start, kill, delete, pause, resume.
+//! create, run and start.
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use runtime_linux::{executable, process};
 use runtime_oci::{
-    Bundle, ContainerId, CreateOptions, Created, Deletion, Explained, Observer, RootChange, StateRoot, Target,
+    Bundle, Cgroups, ContainerId, CreateOptions, Created, Deletion, Explained, Observer, RootChange, StateRoot,
 };
 
-use super::arguments::{Create, Kill, Run};
+use super::arguments::{CgroupManager, Create, Global, Run};
 use super::explain::Teller;
 use super::report::Reporter;
 use super::{Error, explain, foreground};
@@ -65,36 +66,43 @@ struct Made {
     terminal: bool,
 }
 
+fn load(create: &Create) -> Result<Bundle, Error> {
+    let config = create.config.as_deref().unwrap_or(Path::new("config.json"));
+    Ok(Bundle::load_named(&create.bundle, config)?)
+}
+
 /// The plan on standard output, for `--dry-run`.
-fn dry_run(root: &StateRoot, create: &Create, reporter: &Reporter) -> Result<u8, Error> {
-    let bundle = Bundle::load(&create.bundle)?;
-    let (steps, warnings) = runtime_oci::explain(root, &parse_id(&create.id)?, &bundle, &options(create))?;
+fn dry_run(root: &StateRoot, global: &Global, create: &Create, reporter: &Reporter) -> Result<u8, Error> {
+    let bundle = load(create)?;
+    let (steps, warnings) = runtime_oci::explain(root, &parse_id(&create.id)?, &bundle, &options(global, create))?;
     reporter.warnings(&warnings);
     explain::print_plan(&create.telling, &steps)?;
     Ok(0)
 }
 
 /// Whoever asked to be told, where somebody did.
-fn teller(root: &StateRoot, create: &Create) -> Result<Option<Teller>, Error> {
+fn teller(root: &StateRoot, global: &Global, create: &Create) -> Result<Option<Teller>, Error> {
     if !create.telling.is_wanted() {
         return Ok(None);
     }
-    let bundle = Bundle::load(&create.bundle)?;
-    let (steps, _) = runtime_oci::explain(root, &parse_id(&create.id)?, &bundle, &options(create))?;
+    let bundle = load(create)?;
+    let (steps, _) = runtime_oci::explain(root, &parse_id(&create.id)?, &bundle, &options(global, create))?;
     Teller::new(&create.telling, steps.len()).map(Some)
 }
 
-fn options(create: &Create) -> CreateOptions {
+fn options(global: &Global, create: &Create) -> CreateOptions {
     CreateOptions {
         preserve_fds: preserved(create),
         root_change: if create.no_pivot { RootChange::Chroot } else { RootChange::Pivot },
         keep_keyring: create.no_new_keyring,
+        cgroups: cgroups(global),
         ..CreateOptions::default()
     }
 }
 
 fn make(
     root: &StateRoot,
+    global: &Global,
     create: &Create,
     detach: bool,
     reporter: &Reporter,
@@ -103,17 +111,22 @@ fn make(
     let id = parse_id(&create.id)?;
     let preserve = preserved(create);
     secure_self(preserve)?;
-    let mut bundle = Bundle::load(&create.bundle)?;
+    let mut bundle = load(create)?;
+    reporter.debug(|| format!("create container {id} of bundle {}", bundle.dir().display()));
     let terminal = bundle.spec().process().as_ref().is_some_and(|process| process.terminal() == Some(true));
     check_console(terminal, detach, create.console_socket.as_ref())?;
     if listen_fds() > 0 {
         bundle.add_environment(&[format!("LISTEN_FDS={}", listen_fds()), "LISTEN_PID=1".to_owned()]);
     }
-    let mut created = runtime_oci::create_observed(root, &id, &bundle, options(create), observer)?;
+    let mut created = runtime_oci::create_observed(root, &id, &bundle, options(global, create), observer)?;
     reporter.warnings(&created.warnings);
+    reporter.debug(|| format!("container {id} is created: its init is process {}", created.pid));
     let finish = |created: &mut Created| -> Result<(), Error> {
         if let (Some(socket), Some(master)) = (&create.console_socket, created.console.take_if(|_| detach)) {
             runtime_oci::send_console(socket, &master)?;
+        }
+        if let Some(socket) = &create.pidfd_socket {
+            runtime_oci::send_pidfd(socket, &created.pidfd)?;
         }
         write_pid_file(create.pid_file.as_deref(), created.pid)
     };
@@ -143,21 +156,36 @@ pub(crate) fn write_pid_file(path: Option<&Path>, pid: i32) -> Result<(), Error>
     write().map_err(Error::io(format!("write pid file {}", path.display())))
 }
 
-pub(crate) fn create(root: &StateRoot, create: &Create, reporter: &Reporter) -> Result<u8, Error> {
-    if create.telling.dry_run {
-        return dry_run(root, create, reporter);
+/// Who makes the cgroup, and whether a container may do without.
+pub(crate) fn cgroups(global: &Global) -> Cgroups {
+    let is_rootless = match global.rootless.as_str() {
+        "true" => true,
+        "false" => false,
+        _ => !nix::unistd::geteuid().is_root(),
+    };
+    match global.cgroup_manager() {
+        CgroupManager::Systemd => Cgroups::Systemd,
+        CgroupManager::Disabled => Cgroups::None,
+        CgroupManager::Cgroupfs if is_rootless => Cgroups::WherePermitted,
+        CgroupManager::Cgroupfs => Cgroups::Direct,
     }
-    let mut teller = teller(root, create)?;
-    observed(&mut teller, |observer| make(root, create, true, reporter, observer))?;
+}
+
+pub(crate) fn create(root: &StateRoot, global: &Global, create: &Create, reporter: &Reporter) -> Result<u8, Error> {
+    if create.telling.dry_run {
+        return dry_run(root, global, create, reporter);
+    }
+    let mut teller = teller(root, global, create)?;
+    observed(&mut teller, |observer| make(root, global, create, true, reporter, observer))?;
     Ok(0)
 }
 
-pub(crate) fn run(root: &StateRoot, run: &Run, reporter: &Reporter) -> Result<u8, Error> {
+pub(crate) fn run(root: &StateRoot, global: &Global, run: &Run, reporter: &Reporter) -> Result<u8, Error> {
     if run.create.telling.dry_run {
-        return dry_run(root, &run.create, reporter);
+        return dry_run(root, global, &run.create, reporter);
     }
-    let mut teller = teller(root, &run.create)?;
-    observed(&mut teller, |observer| run_observed(root, run, reporter, observer))
+    let mut teller = teller(root, global, &run.create)?;
+    observed(&mut teller, |observer| run_observed(root, global, run, reporter, observer))
 }
 
 /// With the teller as the observer, where there is one.
@@ -174,13 +202,15 @@ fn observed<T>(
 
 fn run_observed(
     root: &StateRoot,
+    global: &Global,
     run: &Run,
     reporter: &Reporter,
     mut observer: Option<&mut Observer<'_>>,
 ) -> Result<u8, Error> {
     // Signals that come from now on wait until there is somebody to hand them to.
     let signals = if run.detach { None } else { Some(foreground::Signals::take()?) };
-    let Made { id, created, terminal } = make(root, &run.create, run.detach, reporter, observer.as_deref_mut())?;
+    let Made { id, created, terminal } =
+        make(root, global, &run.create, run.detach, reporter, observer.as_deref_mut())?;
     let undo = |error: Error| {
         // The first error is the one to tell.
         let _second = runtime_oci::delete(root, &id, Deletion::Force);
@@ -188,85 +218,33 @@ fn run_observed(
     };
     let console = foreground::Console::new(created.console, terminal && !run.detach).map_err(undo)?;
     runtime_oci::start_observed(root, &id, observer).map_err(|error| undo(error.into()))?;
+    reporter.debug(|| format!("container {id} is started"));
     let Some(signals) = signals else { return Ok(0) };
-    let code = foreground::wait(&created.pidfd, &signals, console);
-    if !run.keep {
-        runtime_oci::delete(root, &id, Deletion::Force)?;
-    }
-    code
+    Wait { root, id: &id, process: &created.pidfd, signals: &signals, keep: run.keep }.for_end(console)
 }
 
-pub(crate) fn start(root: &StateRoot, id: &str) -> Result<u8, Error> {
+/// Standing in for a container in the foreground.
+pub(crate) struct Wait<'a> {
+    pub root: &'a StateRoot,
+    pub id: &'a ContainerId,
+    pub process: &'a OwnedFd,
+    pub signals: &'a foreground::Signals,
+    pub keep: bool,
+}
+
+impl Wait<'_> {
+    /// The container's exit code; it is deleted unless it is to be kept.
+    pub(crate) fn for_end(&self, console: Option<foreground::Console>) -> Result<u8, Error> {
+        let code = foreground::wait(self.process, self.signals, console);
+        if !self.keep {
+            runtime_oci::delete(self.root, self.id, Deletion::Force)?;
+        }
+        code
+    }
+}
+
+pub(crate) fn start(root: &StateRoot, id: &str, reporter: &Reporter) -> Result<u8, Error> {
     runtime_oci::start(root, &parse_id(id)?)?;
+    reporter.debug(|| format!("container {id} is started"));
     Ok(0)
-}
-
-pub(crate) fn kill(root: &StateRoot, kill: &Kill) -> Result<u8, Error> {
-    let signal = parse_signal(&kill.signal)?;
-    let target = if kill.all { Target::All } else { Target::Init };
-    runtime_oci::kill(root, &parse_id(&kill.id)?, signal, target)?;
-    Ok(0)
-}
-
-fn parse_signal(text: &str) -> Result<i32, Error> {
-    let unknown = || Error::Usage(format!("unknown signal \"{text}\""));
-    if let Ok(number) = text.parse::<i32>() {
-        return if (0..=64).contains(&number) { Ok(number) } else { Err(unknown()) };
-    }
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let realtime = |rest: Option<&str>, base: i32, sign: i32| {
-        let offset = rest?.parse::<i32>().ok()?;
-        (0..=30).contains(&offset).then_some(base + sign * offset)
-    };
-    // signal(7): 34 is glibc's and musl's first real-time signal for programs, 64 the last.
-    let number = match name {
-        "RTMIN" => Some(34),
-        "RTMAX" => Some(64),
-        _ => realtime(name.strip_prefix("RTMIN+"), 34, 1).or_else(|| realtime(name.strip_prefix("RTMAX-"), 64, -1)),
-    };
-    match number {
-        Some(number) => Ok(number),
-        None => {
-            format!("SIG{name}").parse::<nix::sys::signal::Signal>().map(|signal| signal as i32).map_err(|_| unknown())
-        }
-    }
-}
-
-pub(crate) fn delete(root: &StateRoot, id: &str, force: bool) -> Result<u8, Error> {
-    let deletion = if force { Deletion::Force } else { Deletion::Stopped };
-    runtime_oci::delete(root, &parse_id(id)?, deletion)?;
-    Ok(0)
-}
-
-pub(crate) fn pause(root: &StateRoot, id: &str) -> Result<u8, Error> {
-    runtime_oci::pause(root, &parse_id(id)?)?;
-    Ok(0)
-}
-
-pub(crate) fn resume(root: &StateRoot, id: &str) -> Result<u8, Error> {
-    runtime_oci::resume(root, &parse_id(id)?)?;
-    Ok(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals() {
-        for (text, expect) in [
-            ("9", Some(9)),
-            ("KILL", Some(9)),
-            ("sigterm", Some(15)),
-            ("SIGRTMIN+1", Some(35)),
-            ("RTMAX-1", Some(63)),
-            ("65", None),
-            ("-1", None),
-            ("SIGNONSENSE", None),
-            ("", None),
-        ] {
-            assert_eq!(parse_signal(text).ok(), expect, "{text}");
-        }
-    }
 }

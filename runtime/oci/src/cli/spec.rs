@@ -11,7 +11,10 @@ use super::arguments::Spec;
 const CAPABILITIES: [&str; 3] = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
 
 pub(crate) fn write(spec: &Spec) -> Result<u8, Error> {
-    let path = spec.bundle.join("config.json");
+    let path = match &spec.file {
+        Some(file) => file.clone(),
+        None => spec.bundle.join("config.json"),
+    };
     let what = || format!("write {}; move an old one away first", path.display());
     let mut value = base();
     if spec.rootless {

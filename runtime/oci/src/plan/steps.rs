@@ -180,6 +180,23 @@ pub(crate) enum Step {
     Exec,
 }
 
+impl Step {
+    /// The file that the step is about, as the configuration names it.
+    pub(crate) fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::RootDirectory(path)
+            | Self::Link(path, _)
+            | Self::ReadonlyPath(path)
+            | Self::MaskedPath(path)
+            | Self::WorkingDirectory(path)
+            | Self::Sysctl { path, .. }
+            | Self::Mount { destination: path, .. } => Some(path.clone()),
+            Self::Device(node) => Some(node.path.clone()),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -20,7 +20,8 @@ fn a_life_from_create_to_delete() {
     assert_eq!((&list[0]["id"], &list[0]["owner"]), (&json!(world.id), &json!("root")));
     world.oci(&["kill"], &["KILL"]).good();
     eventually("stopped", || world.status() == "stopped");
-    assert!(world.oci(&["kill"], &["KILL"]).bad().contains("stopped"));
+    assert!(world.oci(&["kill"], &["KILL"]).bad().contains("container not running"));
+    world.oci(&["kill", "--all"], &["KILL"]).good();
     world.oci(&["delete"], &[]).good();
     assert!(world.oci(&["state"], &[]).bad().contains("does not exist"));
     assert!(world.oci(&["delete"], &[]).bad().contains("does not exist"));
