@@ -14,6 +14,7 @@ pub mod idmap;
 pub mod local_socket;
 pub mod mount;
 pub mod namespace;
+pub mod network;
 pub mod pattern;
 pub mod pidfd;
 pub mod proc;

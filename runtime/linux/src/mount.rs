@@ -42,6 +42,9 @@ const FSMOUNT_CLOEXEC: u32 = 1;
 const FSCONFIG_SET_FLAG: u32 = 0;
 const FSCONFIG_SET_STRING: u32 = 1;
 const FSCONFIG_CMD_CREATE: u32 = 6;
+const FSCONFIG_CMD_RECONFIGURE: u32 = 7;
+const FSPICK_CLOEXEC: u32 = 1;
+const FSPICK_EMPTY_PATH: u32 = 8;
 const OPEN_TREE_CLONE: u32 = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x04;
 const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
@@ -64,6 +67,20 @@ impl Filesystem {
         // SAFETY: `kind` is a NUL-terminated string that outlives the call.
         let context = check_fd(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
         Ok(Self { context })
+    }
+
+    /// The superblock of what is mounted at the descriptor, to be changed.
+    pub fn pick(mount: impl AsFd) -> Result<Self, Errno> {
+        let flags = FSPICK_CLOEXEC | FSPICK_EMPTY_PATH;
+        let fd = mount.as_fd().as_raw_fd();
+        // SAFETY: the path is an empty NUL-terminated string.
+        let context = check_fd(unsafe { libc::syscall(libc::SYS_fspick, fd, c"".as_ptr(), flags) })?;
+        Ok(Self { context })
+    }
+
+    /// Applies to a picked superblock what was set.
+    pub fn reconfigure(&self) -> Result<(), Errno> {
+        self.configure(FSCONFIG_CMD_RECONFIGURE, None, None)
     }
 
     pub fn set(&self, key: &str, value: impl AsRef<Path>) -> Result<(), Errno> {
@@ -117,10 +134,18 @@ pub enum Tree {
 
 /// A detached copy of what is at `path`, which may be empty to mean the descriptor itself. Follows symlinks: for host paths.
 pub fn open_tree(at: BorrowedFd<'_>, path: &Path, tree: Tree) -> Result<OwnedFd, Errno> {
+    open_tree_flags(at, path, tree, 0)
+}
+
+/// The same, but a symlink at the end is what is copied.
+pub fn open_tree_nofollow(at: BorrowedFd<'_>, path: &Path, tree: Tree) -> Result<OwnedFd, Errno> {
+    open_tree_flags(at, path, tree, libc::AT_SYMLINK_NOFOLLOW)
+}
+
+fn open_tree_flags(at: BorrowedFd<'_>, path: &Path, tree: Tree, more: libc::c_int) -> Result<OwnedFd, Errno> {
     let path = c_path(path)?;
-    let cloexec = u32::try_from(libc::O_CLOEXEC).map_err(|_| Errno::EINVAL)?;
-    let empty = u32::try_from(libc::AT_EMPTY_PATH).map_err(|_| Errno::EINVAL)?;
-    let flags = OPEN_TREE_CLONE | cloexec | empty | if tree == Tree::CloneRecursive { AT_RECURSIVE } else { 0 };
+    let flags = u32::try_from(libc::O_CLOEXEC | libc::AT_EMPTY_PATH | more).map_err(|_| Errno::EINVAL)?;
+    let flags = flags | OPEN_TREE_CLONE | if tree == Tree::CloneRecursive { AT_RECURSIVE } else { 0 };
     // SAFETY: `path` is NUL-terminated and outlives the call.
     check_fd(unsafe { libc::syscall(libc::SYS_open_tree, at.as_raw_fd(), path.as_ptr(), flags) })
 }

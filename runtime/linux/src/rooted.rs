@@ -75,6 +75,12 @@ impl Root {
         openat2(self.fd.as_fd(), &path, flags, Mode::empty(), RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     }
 
+    /// Like [`Self::open`], but through no symlink at all: `ELOOP`.
+    pub fn open_plain(&self, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
+        let resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS;
+        openat2(self.fd.as_fd(), &relative(path), flags, Mode::empty(), resolve)
+    }
+
     /// Like [`Self::open`], creating a missing file; its directory must be there.
     pub fn create(&self, path: &Path, flags: OFlag, mode: Mode) -> Result<OwnedFd, Errno> {
         let path = relative(path);
@@ -147,11 +153,41 @@ impl Root {
         let (parent, name) = self.ensure_parent(path)?;
         match mknodat(&parent, name.as_path(), SFlag::S_IFREG, mode, 0) {
             Ok(()) => {}
-            // A dangling symlink: the kernel itself creates its target, inside the root.
-            Err(Errno::EEXIST) => drop(self.create(path, OFlag::O_WRONLY | OFlag::O_NONBLOCK, mode)?),
+            Err(Errno::EEXIST) => self.make_behind_link(path, &parent, &name, mode)?,
             Err(errno) => return Err(errno),
         }
         self.open(path, OFlag::O_PATH)
+    }
+
+    /// A dangling symlink: the kernel itself creates its target, inside the root, once there is a directory for it.
+    fn make_behind_link(&self, path: &Path, parent: &OwnedFd, name: &Path, mode: Mode) -> Result<(), Errno> {
+        if let Ok(link) = nix::fcntl::readlinkat(parent, name) {
+            let target = path.parent().unwrap_or(Path::new("/")).join(link);
+            self.ensure_parent(&target)?;
+        }
+        self.create(path, OFlag::O_WRONLY | OFlag::O_NONBLOCK, mode).map(drop)
+    }
+
+    /// Like [`Self::ensure_file`], but a symlink at the end is what is opened.
+    pub fn ensure_file_nofollow(&self, path: &Path, mode: Mode) -> Result<OwnedFd, Errno> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+        match self.open(path, flags) {
+            Err(Errno::ENOENT) => {}
+            other => return other,
+        }
+        let (parent, name) = self.ensure_parent(path)?;
+        match mknodat(&parent, name.as_path(), SFlag::S_IFREG, mode, 0) {
+            Ok(()) | Err(Errno::EEXIST) => self.open(path, flags),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Like [`Self::ensure_parent`], but reached through no symlink at all.
+    pub fn ensure_plain_parent(&self, path: &Path) -> Result<(OwnedFd, PathBuf), Errno> {
+        let mut components: Vec<_> = normal(path).collect();
+        let name = components.pop().ok_or(Errno::EISDIR)?;
+        let parent = components.iter().fold(PathBuf::from("/"), |path, component| path.join(component));
+        Ok((self.ensure_plain_dir(&parent, Mode::from_bits_truncate(0o755))?, PathBuf::from(name)))
     }
 
     /// The directory that holds `path`'s last component, made where missing, and that component.
@@ -207,6 +243,11 @@ mod tests {
         root.ensure_dir(Path::new("/up/z"), mode).expect("up");
         root.ensure_dir(Path::new("/dangling/w"), mode).expect("dangling");
         root.ensure_file(Path::new("../../file"), mode).expect("file");
+        symlink("../../etc/not/here", inside.path().join("missing")).expect("symlink");
+        root.ensure_file(Path::new("/missing"), mode).expect("behind a dangling link");
+        root.ensure_file_nofollow(Path::new("/missing"), mode).expect("the link itself");
+        assert!(inside.path().join("etc/not/here").is_file());
+        assert_eq!(root.ensure_plain_parent(Path::new("/up/x")).err(), Some(Errno::ELOOP));
         let below = inside.path().join(outside.path().strip_prefix("/").expect("absolute"));
         assert!(below.join("x/y").is_dir());
         assert!(inside.path().join("z").is_dir());

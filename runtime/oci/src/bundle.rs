@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
+use serde::de::DeserializeOwned;
 
 use crate::error::Error;
 
@@ -13,6 +14,8 @@ pub struct Bundle {
     pub(crate) spec: Spec,
     /// config.json as it was read: kept beside the state, so that what we do not know is not lost.
     pub(crate) raw: Vec<u8>,
+    /// What reading it already had to say.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Bundle {
@@ -27,15 +30,15 @@ impl Bundle {
         let dir = std::fs::canonicalize(dir).map_err(read(dir.to_owned()))?;
         let path = dir.join(name);
         let raw = std::fs::read(&path).map_err(read(path.clone()))?;
-        let spec = parse(&raw).map_err(|source| Error::Parse { path, source })?;
-        Ok(Self { dir, spec, raw })
+        let (spec, warnings) = parse(&raw).map_err(|source| Error::Parse { path, source })?;
+        Ok(Self { dir, spec, raw, warnings })
     }
 
     /// A bundle that never was on disk, as the shim makes it; relative paths are below `dir`, which is absolute.
     pub fn from_spec(dir: &Path, spec: Spec) -> Result<Self, Error> {
         let path = dir.join("config.json");
         let raw = serde_json::to_vec(&spec).map_err(|source| Error::Parse { path, source })?;
-        Ok(Self { dir: dir.to_owned(), spec, raw })
+        Ok(Self { dir: dir.to_owned(), spec, raw, warnings: Vec::new() })
     }
 
     pub fn dir(&self) -> &Path {
@@ -66,16 +69,77 @@ impl Bundle {
     }
 }
 
-/// A configuration; capabilities that this version does not know are left out, as runc leaves them out.
-pub(crate) fn parse(raw: &[u8]) -> Result<Spec, serde_json::Error> {
-    let first = serde_json::from_slice(raw);
+/// Unknown properties that are named one by one; beyond this only their number is told.
+const UNKNOWN_MAX: usize = 16;
+
+/// A configuration, with what has to be said about it. What the library spells otherwise than runtime-spec is put right; see `spelling.rs`.
+pub(crate) fn parse(raw: &[u8]) -> Result<(Spec, Vec<String>), serde_json::Error> {
+    or_respelled(raw, |value, warnings| {
+        if let Some(process) = value.get_mut("process") {
+            spelling::correct(process, warnings);
+        }
+    })
+}
+
+/// A process object, as `exec --process` takes one, with warnings for people.
+pub fn parse_process(raw: &[u8]) -> Result<(Process, Vec<String>), serde_json::Error> {
+    or_respelled(raw, spelling::correct)
+}
+
+/// Only what is refused as it is pays for the second look.
+fn or_respelled<T: DeserializeOwned>(
+    raw: &[u8],
+    correct: impl FnOnce(&mut serde_json::Value, &mut Vec<String>),
+) -> Result<(T, Vec<String>), serde_json::Error> {
+    let first = typed(raw);
     let Err(error) = first else { return first };
     let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(raw) else { return Err(error) };
-    if let Some(sets) = value.pointer_mut("/process/capabilities").and_then(serde_json::Value::as_object_mut) {
-        for names in sets.values_mut().filter_map(serde_json::Value::as_array_mut) {
-            names.retain(|name| name.as_str().is_some_and(|name| runtime_linux::capability::number(name).is_some()));
+    let mut said = Vec::new();
+    correct(&mut value, &mut said);
+    // Through text again, so that there is one reader of configurations, not two. The first error names the line in what the user wrote.
+    let second = serde_json::to_vec(&value).and_then(|text| typed(&text));
+    let Ok((typed, unknown)) = second else { return Err(error) };
+    said.extend(unknown);
+    Ok((typed, said))
+}
+
+/// runtime-spec 1.3, "Extensibility": an unknown property is no error; here it is a warning.
+fn typed<T: DeserializeOwned>(raw: &[u8]) -> Result<(T, Vec<String>), serde_json::Error> {
+    let mut reader = serde_json::Deserializer::from_slice(raw);
+    let (mut warnings, mut unknown) = (Vec::new(), 0usize);
+    let typed = serde_ignored::deserialize(&mut reader, |path| {
+        unknown += 1;
+        if unknown <= UNKNOWN_MAX {
+            let path = path.to_string().replace(".?", "");
+            warnings.push(format!("config.json: {path} is not a property that this runtime knows; it is not acted on"));
         }
+    })?;
+    reader.end()?;
+    if let Some(more) = unknown.checked_sub(UNKNOWN_MAX).filter(|more| *more > 0) {
+        warnings.push(format!("config.json: {more} further unknown properties are not acted on"));
     }
-    // The first error names the line in what the user wrote.
-    serde_json::from_value(value).map_err(|_| error)
+    Ok((typed, warnings))
+}
+
+mod spelling;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_properties_are_told() {
+        let raw = br#"{"ociVersion":"1.3.0","freebsd":{},"root":{"path":"x","color":"red"},"linux":{"resources":{"cpu":{"burts":1}}}}"#;
+        let (_, warnings) = parse(raw).expect("parse");
+        let all = warnings.join("\n");
+        for name in [" freebsd ", " root.color ", " linux.resources.cpu.burts "] {
+            assert!(all.contains(name), "{all}");
+        }
+        assert_eq!(warnings.len(), 3, "{all}");
+        let many: Vec<String> = (0..100).map(|number| format!("\"x{number}\":0")).collect();
+        let (_, warnings) = parse(format!("{{{}}}", many.join(",")).as_bytes()).expect("parse");
+        assert_eq!(warnings.len(), UNKNOWN_MAX + 1);
+        assert!(warnings[UNKNOWN_MAX].contains("84 further"));
+        assert!(parse(br#"{"root":{"path":"x"}} trailing"#).is_err());
+    }
 }

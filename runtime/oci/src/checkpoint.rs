@@ -72,7 +72,7 @@ pub fn checkpoint(root: &StateRoot, id: &ContainerId, criu: &Criu, dump: Dump) -
         words.push("--leave-running".to_owned());
     }
     run(criu, "dump.log", words)?;
-    if dump == Dump::Stop { crate::delete(root, id, Deletion::Force) } else { Ok(()) }
+    if dump == Dump::Stop { crate::delete(root, id, Deletion::Force).map(drop) } else { Ok(()) }
 }
 
 /// Makes a container of what was saved. Its init is a child of the caller.

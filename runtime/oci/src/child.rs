@@ -5,6 +5,7 @@
 
 mod copy_up;
 mod devices;
+mod home;
 mod identity;
 mod mounts;
 
@@ -16,9 +17,9 @@ use nix::errno::Errno;
 use runtime_linux::clone::exit_now;
 use runtime_linux::proc::Proc;
 use runtime_linux::rooted::Root;
-use runtime_linux::{executable, local_socket, namespace, process, seccomp, terminal};
+use runtime_linux::{executable, local_socket, namespace, network, process, seccomp, terminal};
 
-use crate::hooks::{self, Kind as HookKind};
+use crate::hooks::{self, Kind as HookKind, Surroundings};
 use crate::plan::{Moment, Step};
 use crate::status::{State, Status};
 use crate::sync::{self, BEFORE_STEPS, Fault, Order, Report};
@@ -141,10 +142,14 @@ pub(crate) struct TerminalUser {
 #[derive(Debug, Default)]
 struct Held {
     root: Option<Root>,
+    /// The root lies at its own path of the host, not over the old root.
+    root_has_path: bool,
     proc: Option<Proc>,
     null: Option<OwnedFd>,
     mask: Option<OwnedFd>,
     program: Option<CString>,
+    /// `HOME=...`, where the configuration has none.
+    home: Option<CString>,
 }
 
 /// Runs the whole life of the child.
@@ -238,7 +243,14 @@ fn enter(child: &mut Child<'_>, held: &mut Held) -> Done {
     // Not before: an unprivileged parent could not write the id maps of a process that is not dumpable.
     executable::set_undumpable()?;
     let needs_proc = |step: &Step| {
-        matches!(step, Step::Sysctl { .. } | Step::AppArmor(_) | Step::OomScoreAdjust(_) | Step::TimeNamespace(_))
+        matches!(
+            step,
+            Step::Sysctl { .. }
+                | Step::AppArmor(_)
+                | Step::Selinux(_)
+                | Step::OomScoreAdjust(_)
+                | Step::TimeNamespace(_)
+        )
     };
     if child.setup.iter().any(needs_proc) {
         held.proc = Some(if child.joins_mounts {
@@ -276,6 +288,7 @@ fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
         }
         Step::Keyring(name) => keyring(name)?,
         Step::NamespaceRoot => namespace_root()?,
+        Step::Loopback => network::bring_up_loopback()?,
         Step::CgroupNamespace => namespace::unshare(namespace::Kind::Cgroup.flag())?,
         Step::TimeNamespace(offsets) => time_namespace(offsets, held)?,
         Step::OomScoreAdjust(value) => oom_score_adjust(*value, child, held)?,
@@ -298,6 +311,7 @@ fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
         }
         Step::Exec => exec(child, held)?,
         Step::Propagation(_)
+        | Step::EnsureDirectory(_)
         | Step::RootBind { .. }
         | Step::RootOverlay(_)
         | Step::RootDirectory(_)
@@ -361,15 +375,26 @@ fn oom_score_adjust(value: i32, child: &Child<'_>, held: &Held) -> Done {
 
 fn run_hooks(moment: Moment, child: &mut Child<'_>) -> Done {
     let Some(all) = child.hooks else { return Ok(()) };
-    let (kind, list) = match moment {
-        Moment::CreateContainer => (HookKind::CreateContainer, all.create_container()),
-        Moment::StartContainer => (HookKind::StartContainer, all.start_container()),
+    let (kind, list, around) = match moment {
+        Moment::CreateContainer => {
+            let around = Surroundings { directory: Some(&child.state.bundle), environment: None };
+            (HookKind::CreateContainer, all.create_container(), around)
+        }
+        Moment::StartContainer => {
+            let around = Surroundings { directory: None, environment: Some(child.environment) };
+            (HookKind::StartContainer, all.start_container(), around)
+        }
     };
-    hooks::run(kind, list.as_deref().unwrap_or(&[]), &child.state).map_err(|error| Refusal::words(error.to_string()))
+    // runtime-spec 1.3, "State": for hooks in the container's namespaces it is the pid as seen there.
+    let state = State { pid: nix::unistd::getpid().as_raw(), ..child.state.clone() };
+    let list = list.as_deref().unwrap_or(&[]);
+    hooks::run(kind, list, &state, around).map_err(|error| Refusal::words(error.to_string()))
 }
 
 /// runtime-spec 1.3, "The Container Process State": the descriptor goes along with the state.
 fn hand_to_agent(fd: &OwnedFd, agent: &OwnedFd, metadata: String, state: &State) -> Done {
+    // The program does not run yet; runc and crun say so too.
+    let state = State { status: Status::Creating, ..state.clone() };
     let mut message = serde_json::json!({
         "ociVersion": state.oci_version, "fds": ["seccompFd"], "pid": state.pid, "state": state,
     });
@@ -385,9 +410,19 @@ fn exec(child: &Child<'_>, held: &Held) -> Done {
         texts.iter().map(|text| CString::new(text.as_str()).map_err(|_| Errno::EINVAL)).collect()
     };
     let program = held.program.as_ref().ok_or(Errno::ENOENT)?;
-    let (arguments, environment) = (strings(child.arguments)?, strings(child.environment)?);
+    let (arguments, mut environment) = (strings(child.arguments)?, strings(&unique(child.environment))?);
+    environment.extend(held.home.clone());
     let errno = process::exec(program, &arguments, &environment);
     Err(Refusal::said(errno, program.to_string_lossy()))
+}
+
+/// Of two values of one variable the last holds, as with runc and crun; a program would take the first.
+fn unique(environment: &[String]) -> Vec<String> {
+    let mut names = std::collections::HashSet::new();
+    let name = |variable: &String| variable.split('=').next().unwrap_or_default().to_owned();
+    let mut kept: Vec<_> = environment.iter().rev().filter(|variable| names.insert(name(variable))).cloned().collect();
+    kept.reverse();
+    kept
 }
 
 /// The terminal: its slave becomes the standard streams, its master goes to the parent.

@@ -6,25 +6,26 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::socket::SockType;
-use oci_spec::runtime::{Hook, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Hook, LinuxNamespace, LinuxNamespaceType, Spec};
 use runtime_linux::cgroup::{Cgroup, Mode};
-use runtime_linux::idmap::{self, Setgroups};
+use runtime_linux::idmap::{self, Maps, Setgroups};
 use runtime_linux::local_socket;
-use runtime_linux::mount::{self, Change, Reach, Tree, attribute};
 use runtime_linux::namespace::{self, Kind};
+use runtime_linux::network::Moved;
 use runtime_linux::proc::Proc;
 
 use crate::child::{Child, Join, TerminalUser, Watch};
 use crate::confine::Confinement;
 use crate::error::{Error, Failure};
 use crate::explain::{HostStep, Observer};
-use crate::hooks::{self, Kind as HookKind};
-use crate::plan::{CgroupView, Context, IdMapping, MountStep, Plan, Source, Step, invalid};
+use crate::hooks::{self, Kind as HookKind, Surroundings};
+use crate::plan::{CgroupView, Context, Plan, Step, invalid};
 use crate::record::{self, Place, Record};
 use crate::spawn::{Spawn, Spawned, spawn};
 use crate::status::{State, Status};
 use crate::sync::{self, Fault, Order, Report};
 use crate::{Bundle, ContainerId, CreateOptions, Created, StateRoot};
+use crate::{net_devices, resctrl, sources, subordinate};
 
 pub(crate) fn parent(step: impl Into<String>) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::Parent(Failure::new(step, errno))
@@ -53,10 +54,14 @@ pub fn create_observed(
     let lock = place.take()?;
     let mut undo = Undo { place: &place, confinement, is_armed: true };
     let mut record = new_record(bundle, id, &plan, &options, &undo.confinement);
+    let resctrl = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
+    let resctrl = resctrl.map(|rdt| resctrl::Joined::prepare(rdt, id.as_str())).transpose()?;
+    record.resctrl = resctrl.as_ref().and_then(resctrl::Joined::membership).cloned();
     place.write_config(bundle.raw())?;
     place.write(&record)?;
     note(&mut observer, HostStep::Record)?;
-    let mut warnings = plan.warnings.clone();
+    let mut warnings = bundle.warnings.clone();
+    warnings.extend(plan.warnings.iter().cloned());
     undo.confinement.prepare(spec, &mut warnings)?;
     record.cgroup = undo.confinement.recorded_path();
     note(&mut observer, HostStep::Cgroup)?;
@@ -75,6 +80,13 @@ pub fn create_observed(
     }
     note(&mut observer, HostStep::Clone)?;
 
+    if let Some(membership) = &record.resctrl {
+        membership.add(record.pid)?;
+    }
+    let moved = net_devices::move_in(&plan, record.pid)?;
+    if !moved.is_empty() {
+        note(&mut observer, HostStep::NetDevices)?;
+    }
     let conversation = Conversation { spec, plan: &plan, record: &record, confinement: &undo.confinement, sync: &ours };
     let console = conversation
         .hold(how.cgroup.is_some(), &mut warnings, &mut observer)
@@ -84,6 +96,8 @@ pub fn create_observed(
     note(&mut observer, HostStep::Commit)?;
     sync::send_order(&ours, Order::Commit).map_err(parent("commit"))?;
     undo.is_armed = false;
+    moved.into_iter().for_each(Moved::settle);
+    resctrl.into_iter().for_each(resctrl::Joined::keep);
     drop(lock);
     let pid = spawned.pid;
     let pidfd = spawned.release().ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
@@ -128,6 +142,12 @@ fn plan(bundle: &Bundle, id: &ContainerId, options: &CreateOptions, cgroup: &Cgr
         .iter()
         .flatten()
         .any(|mount| matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")));
+    let linux = bundle.spec().linux().as_ref();
+    let lacks_maps = linux.is_some_and(|linux| {
+        let is_new =
+            |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::User && namespace.path().is_none();
+        linux.namespaces().iter().flatten().any(is_new) && linux.uid_mappings().iter().flatten().count() == 0
+    });
     let context = Context {
         bundle: bundle.dir(),
         rootfs: options.rootfs.as_ref(),
@@ -135,6 +155,8 @@ fn plan(bundle: &Bundle, id: &ContainerId, options: &CreateOptions, cgroup: &Cgr
         keyring: (!options.keep_keyring).then(|| format!("_ses.{id}")),
         cgroup: if wants_cgroup_mount { view(cgroup)? } else { CgroupView::V1 { hierarchies: Vec::new() } },
         preserve_fds: options.preserve_fds,
+        default_maps: if lacks_maps { subordinate::default_maps() } else { Maps::default() },
+        mount_label: linux.and_then(|linux| linux.mount_label().as_deref()).filter(|label| !label.is_empty()),
     };
     Plan::new(bundle.spec(), &context)
 }
@@ -243,7 +265,7 @@ fn prepare<'plan>(
         joins,
         joins_mounts: plan.namespaces.join.iter().any(|(kind, _)| *kind == Kind::Mount),
         chroot: None,
-        sources: open_sources(&plan.sources, plan)?,
+        sources: sources::open(plan)?,
         stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
         setup: &plan.setup,
         start: &plan.start,
@@ -255,44 +277,6 @@ fn prepare<'plan>(
         watch: Watch::Nobody,
         agent,
     })
-}
-
-/// Detached copies of the host's trees. One that only a device refers to may be missing: that step then says so.
-fn open_sources(sources: &[Source], plan: &Plan) -> Result<Vec<Option<OwnedFd>>, Error> {
-    let is_device =
-        |index: usize| plan.setup.iter().any(|step| matches!(step, Step::Device(node) if node.bind == Some(index)));
-    let mut opened = Vec::with_capacity(sources.len());
-    for (index, source) in sources.iter().enumerate() {
-        let tree = if source.recursive { Tree::CloneRecursive } else { Tree::Clone };
-        match mount::open_tree(nix::fcntl::AT_FDCWD, &source.path, tree) {
-            Ok(tree) => {
-                if let Some(mapping) = id_mapping(plan, index) {
-                    map_ids(&tree, mapping)?;
-                }
-                opened.push(Some(tree));
-            }
-            Err(Errno::ENOENT) if is_device(index) => opened.push(None),
-            Err(errno) => return Err(parent(format!("open mount source {}", source.path.display()))(errno)),
-        }
-    }
-    Ok(opened)
-}
-
-fn id_mapping(plan: &Plan, source: usize) -> Option<&IdMapping> {
-    plan.setup.iter().find_map(|step| match step {
-        Step::Mount { mount: MountStep::Bind(bind), .. } if bind.source == source => bind.idmap.as_ref(),
-        _ => None,
-    })
-}
-
-/// While the tree is detached, and by who has rights over its file system: the container's own root may have none.
-fn map_ids(tree: &OwnedFd, mapping: &IdMapping) -> Result<(), Error> {
-    let namespace =
-        idmap::user_namespace(&mapping.maps).map_err(parent("make a user namespace for an id-mapped mount"))?;
-    let reach = if mapping.recursive { Reach::Recursive } else { Reach::One };
-    let change = Change { set: attribute::IDMAP, user_namespace: Some(namespace.as_fd()), ..Change::default() };
-    mount::set_attributes(tree, reach, &change)
-        .map_err(parent("map the ids of a bind mount, which its file system may not support"))
 }
 
 fn how(plan: &Plan, confinement: &Confinement) -> Result<Spawn, Error> {
@@ -334,11 +318,16 @@ impl Conversation<'_> {
     ) -> Result<Option<OwnedFd>, Error> {
         let pid = self.record.pid;
         if self.plan.namespaces.is_new(LinuxNamespaceType::User) {
-            // user_namespaces(7): who has no CAP_SETGID in the parent namespace must deny setgroups first.
-            let is_root = nix::unistd::geteuid().is_root();
-            let setgroups = if is_root { Setgroups::Allow } else { Setgroups::Deny };
-            let proc = Proc::host().map_err(parent("open /proc"))?;
-            idmap::write(&proc, pid, &self.plan.namespaces.maps, setgroups).map_err(parent("write id maps"))?;
+            let maps = &self.plan.namespaces.maps;
+            if subordinate::needs_helpers(maps) {
+                subordinate::write_maps(pid, maps)?;
+            } else {
+                // user_namespaces(7): who has no CAP_SETGID in the parent namespace must deny setgroups first.
+                let is_root = nix::unistd::geteuid().is_root();
+                let setgroups = if is_root { Setgroups::Allow } else { Setgroups::Deny };
+                let proc = Proc::host().map_err(parent("open /proc"))?;
+                idmap::write(&proc, pid, maps, setgroups).map_err(parent("write id maps"))?;
+            }
             note(observer, HostStep::IdMaps)?;
         }
         if !is_in_cgroup {
@@ -379,7 +368,9 @@ impl Conversation<'_> {
         let Some(all) = self.spec.hooks() else { return Ok(()) };
         let state = self.record.state(Status::Creating);
         let run = |kind, list: &Option<Vec<Hook>>| {
-            hooks::run(kind, list.as_deref().unwrap_or(&[]), &state).map_err(|error| Error::Hook(error.to_string()))
+            let around = Surroundings { directory: Some(&self.record.bundle), environment: None };
+            let list = list.as_deref().unwrap_or(&[]);
+            hooks::run(kind, list, &state, around).map_err(|error| Error::Hook(error.to_string()))
         };
         #[allow(deprecated, reason = "runtime-spec 1.3 still has prestart hooks, and callers still use them")]
         run(HookKind::Prestart, all.prestart())?;

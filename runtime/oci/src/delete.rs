@@ -23,15 +23,16 @@ pub enum Deletion {
     Force,
 }
 
-pub fn delete(root: &StateRoot, id: &ContainerId, deletion: Deletion) -> Result<(), Error> {
+/// Comes back with what went wrong and is no error: poststop hooks.
+pub fn delete(root: &StateRoot, id: &ContainerId, deletion: Deletion) -> Result<Vec<String>, Error> {
     let place = Place::new(root, id);
     let lock = match place.lock() {
-        Err(Error::NotFound { .. }) if deletion == Deletion::Force => return Ok(()),
+        Err(Error::NotFound { .. }) if deletion == Deletion::Force => return Ok(Vec::new()),
         other => other?,
     };
     let Some(record) = place.read()? else {
         // Its maker was killed before it wrote where the cgroup would be, so there is none.
-        return place.remove();
+        return place.remove().map(|()| Vec::new());
     };
     let cgroup = root.cgroup(&record.cgroup)?;
     // A maker that was killed may have left a process that the record does not know yet: it is in the cgroup, or it sees its parent's
@@ -51,14 +52,15 @@ pub fn delete(root: &StateRoot, id: &ContainerId, deletion: Deletion) -> Result<
         // A unit that failed stays known to systemd until it is told to forget it.
         results.push(unit.stop());
     }
-    results.push(poststop(&record));
+    results.extend(record.resctrl.as_ref().map(crate::resctrl::Membership::leave));
+    let warnings = hooks::run_all(Kind::Poststop, &record.poststop, &record.state(Status::Stopped));
     // With something left behind the record stays, so that the next `delete` knows of it.
     let all = results.into_iter().collect::<Result<(), Error>>();
     if all.is_ok() {
         place.remove()?;
     }
     drop(lock);
-    all
+    all.map(|()| warnings)
 }
 
 fn end(record: &Record) -> Result<(), Error> {
@@ -74,9 +76,4 @@ fn end(record: &Record) -> Result<(), Error> {
         Ok(_) => Ok(()),
         Err(errno) => Err(parent("wait for the container's end")(errno)),
     }
-}
-
-fn poststop(record: &Record) -> Result<(), Error> {
-    let state = record.state(Status::Stopped);
-    hooks::run(Kind::Poststop, &record.poststop, &state).map_err(|error| Error::Hook(error.to_string()))
 }

@@ -95,6 +95,14 @@ pub enum Error {
         #[source]
         source: Option<std::io::Error>,
     },
+    #[error("move network device {name} into the container")]
+    NetDevice {
+        name: String,
+        #[source]
+        source: runtime_linux::network::DeviceError,
+    },
+    #[error("write id maps: {program}: {reason}")]
+    IdMaps { program: &'static str, reason: String },
     #[error("set up the cgroup")]
     Cgroup(#[from] runtime_linux::cgroup::Error),
     #[error("{0}")]

@@ -12,7 +12,7 @@ use runtime_linux::{local_socket, pidfd};
 use crate::child::{Child, Join, TerminalUser, Watch};
 use crate::create::{child_error, parent};
 use crate::error::Error;
-use crate::plan::{ProcessContext, Step, process_steps};
+use crate::plan::{ProcessContext, STRICT_SECCOMP, Step, is_asked_for, process_steps};
 use crate::record::{Place, Record};
 use crate::spawn::{Spawn, spawn};
 use crate::status::Status;
@@ -61,6 +61,9 @@ pub fn exec(root: &StateRoot, id: &ContainerId, process: &Process, options: Exec
     };
     let (spawned, ours, ()) = spawn(&how, child, ours, ()).map_err(parent("clone into the container"))?;
     enter_cgroup(&cgroup, &options.sub_cgroups, &record, spawned.pid)?;
+    if let Some(membership) = &record.resctrl {
+        membership.add(spawned.pid)?;
+    }
     let _dead = sync::send_order(&ours, Order::Go(spawned.pid));
     let console = hold(&ours, &setup, &start, &mut warnings)?;
     let pid = spawned.pid;
@@ -91,6 +94,8 @@ fn steps(
         personality: linux.and_then(|linux| linux.personality().as_ref()),
         memory_policy: linux.and_then(|linux| linux.memory_policy().as_ref()),
         preserve_fds: options.preserve_fds,
+        keep_groups: false,
+        strict_seccomp: is_asked_for(spec, STRICT_SECCOMP),
         is_exec: true,
     };
     process_steps(process, &context, &mut setup, &mut start, warnings)?;

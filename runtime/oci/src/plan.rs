@@ -3,25 +3,32 @@
 //! Invariant: what the configuration asks for is a step, a warning or an error, never dropped in silence.
 
 mod devices;
+mod mount_options;
 mod mounts;
 mod namespaces;
 mod process;
+mod scheduler;
 mod steps;
 
 use std::fmt;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+use runtime_linux::idmap::Maps;
 use runtime_linux::mount::Overlay;
 
 use crate::error::Error;
 use crate::options::RootChange;
 
+pub use mount_options::mount_option_names;
 pub(crate) use namespaces::Namespaces;
 pub(crate) use process::{ProcessContext, process_steps, search_path};
 pub(crate) use steps::{
     BindMount, CgroupMount, Data, DeviceNode, FilesystemMount, IdMapping, Moment, MountAttributes, MountStep, Step,
 };
+
+/// runtime-spec 1.3.
+const NEWEST_MINOR: u32 = 3;
 
 /// What the plan needs to know beyond the configuration.
 #[derive(Debug)]
@@ -33,6 +40,10 @@ pub(crate) struct Context<'a> {
     pub keyring: Option<String>,
     pub cgroup: CgroupView,
     pub preserve_fds: u32,
+    /// For a new user namespace whose configuration brings no maps.
+    pub default_maps: Maps,
+    /// SELinux: of the file systems that are mounted.
+    pub mount_label: Option<&'a str>,
 }
 
 /// How the host's cgroups look, for the mounts of type `cgroup`.
@@ -50,6 +61,8 @@ pub(crate) struct Plan {
     pub namespaces: Namespaces,
     /// Host paths whose detached copies the parent opens before the clone; steps refer to them by index.
     pub sources: Vec<Source>,
+    /// Interfaces of the host that go in, by name: (there, inside).
+    pub net_devices: Vec<(String, String)>,
     pub setup: Vec<Step>,
     pub start: Vec<Step>,
     pub warnings: Vec<String>,
@@ -60,18 +73,28 @@ pub(crate) struct Plan {
 pub(crate) struct Source {
     pub path: PathBuf,
     pub recursive: bool,
+    /// A symlink at the end of the path is followed, and not taken itself.
+    pub follow: bool,
+}
+
+impl Source {
+    fn below(path: &std::path::Path, recursive: bool) -> Self {
+        Self { path: path.to_owned(), recursive, follow: true }
+    }
 }
 
 impl Plan {
     pub(crate) fn new(spec: &Spec, context: &Context<'_>) -> Result<Self, Error> {
         let linux = spec.linux().as_ref().ok_or_else(|| invalid("linux", "this runtime runs Linux containers only"))?;
         let mut plan = Self {
-            namespaces: Namespaces::plan(linux)?,
+            namespaces: Namespaces::default(),
             sources: Vec::new(),
+            net_devices: net_devices(linux)?,
             setup: Vec::new(),
             start: Vec::new(),
             warnings: Vec::new(),
         };
+        plan.namespaces = Namespaces::plan(linux, &context.default_maps, &mut plan.warnings)?;
         plan.refuse_unsupported(spec)?;
         plan.enter(spec, context)?;
         plan.mounts(spec, linux, context)?;
@@ -84,6 +107,8 @@ impl Plan {
                 personality: linux.personality().as_ref(),
                 memory_policy: linux.memory_policy().as_ref(),
                 preserve_fds: context.preserve_fds,
+                keep_groups: is_asked_for(spec, "run.oci.keep_original_groups"),
+                strict_seccomp: is_asked_for(spec, STRICT_SECCOMP),
                 is_exec: false,
             };
             process_steps(process, &context, &mut plan.setup, &mut plan.start, &mut plan.warnings)?;
@@ -92,27 +117,39 @@ impl Plan {
     }
 
     fn refuse_unsupported(&mut self, spec: &Spec) -> Result<(), Error> {
-        let major = spec.version().split('.').next().unwrap_or_default();
-        if major != "1" {
-            return Err(invalid("ociVersion", &format!("\"{}\" is not a version 1 configuration", spec.version())));
-        }
-        for (field, present) in
-            [("windows", spec.windows().is_some()), ("solaris", spec.solaris().is_some()), ("vm", spec.vm().is_some())]
-        {
+        self.check_version(spec.version())?;
+        for (field, present) in [
+            ("windows", spec.windows().is_some()),
+            ("solaris", spec.solaris().is_some()),
+            ("vm", spec.vm().is_some()),
+            ("zos", spec.zos().is_some()),
+        ] {
             if present {
                 self.warnings.push(format!("{field} has no meaning on Linux and is not acted on"));
             }
         }
-        if let Some(linux) = spec.linux() {
-            if linux.intel_rdt().is_some() {
-                return Err(invalid("linux.intelRdt", "is not supported"));
-            }
-            if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
-                return Err(invalid("linux.netDevices", "moving network devices is not supported"));
-            }
-            if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
-                return Err(invalid("linux.mountLabel", "SELinux labels are not supported"));
-            }
+        if let Some(key) = spec.annotations().iter().flatten().find(|(key, _)| key.is_empty()) {
+            return Err(invalid("annotations", &format!("a key is empty; its value is {:?}", key.1)));
+        }
+        if !self.net_devices.is_empty() && !self.namespaces.has(LinuxNamespaceType::Network) {
+            return Err(invalid("linux.netDevices", "needs a network namespace in linux.namespaces"));
+        }
+        Ok(())
+    }
+
+    /// runtime-spec 1.3, "Specification version": SemVer; within a major version an older configuration is good for a newer runtime.
+    fn check_version(&mut self, version: &str) -> Result<(), Error> {
+        let bad = |reason: &str| Err(invalid("ociVersion", &format!("\"{version}\" {reason}")));
+        let core = version.split(['-', '+']).next().unwrap_or_default();
+        let numbers: Vec<Option<u32>> = core.split('.').map(|number| number.parse().ok()).collect();
+        let [Some(major), Some(minor), Some(_)] = numbers[..] else { return bad("is not a version like 1.3.0") };
+        if major != 1 {
+            return bad("is not a version 1 configuration");
+        }
+        if minor > NEWEST_MINOR {
+            self.warnings.push(format!(
+                "ociVersion {version} is newer than 1.{NEWEST_MINOR}, the newest that this runtime knows: what is new in it is not acted on"
+            ));
         }
         Ok(())
     }
@@ -124,6 +161,9 @@ impl Plan {
         }
         if self.namespaces.has(LinuxNamespaceType::User) {
             self.setup.push(Step::NamespaceRoot);
+        }
+        if self.namespaces.is_new(LinuxNamespaceType::Network) {
+            self.setup.push(Step::Loopback);
         }
         if self.namespaces.is_new(LinuxNamespaceType::Cgroup) {
             self.setup.push(Step::CgroupNamespace);
@@ -176,6 +216,10 @@ impl Plan {
         sysctls.sort();
         for (key, value) in sysctls {
             let path = namespaces::sysctl_path(key, &self.namespaces)?;
+            let domain = spec.domainname().as_ref().filter(|_| path.ends_with("kernel/domainname"));
+            if domain.is_some_and(|domain| domain != value) {
+                return Err(invalid(&format!("linux.sysctl.{key}"), "contradicts domainname"));
+            }
             self.setup.push(Step::Sysctl { key: key.clone(), path, value: value.clone() });
         }
         Ok(())
@@ -194,6 +238,33 @@ impl fmt::Display for Plan {
         }
         Ok(())
     }
+}
+
+/// In the order of their names, so that equal configurations have equal plans.
+fn net_devices(linux: &Linux) -> Result<Vec<(String, String)>, Error> {
+    let mut devices = Vec::new();
+    for (name, device) in linux.net_devices().iter().flatten() {
+        let inside = device.name().as_deref().filter(|inside| !inside.is_empty()).unwrap_or(name);
+        for name in [name.as_str(), inside] {
+            // linux/if.h, IFNAMSIZ, and the kernel's dev_valid_name.
+            let is_word = !name.contains(['/', ':']) && !name.contains(char::is_whitespace);
+            if name.is_empty() || name.len() > 15 || matches!(name, "." | "..") || !is_word {
+                return Err(invalid("linux.netDevices", &format!("\"{name}\" is not a name for a network device")));
+            }
+        }
+        devices.push((name.clone(), inside.to_owned()));
+    }
+    devices.sort();
+    Ok(devices)
+}
+
+/// crun's annotation: a call that a seccomp profile names and nobody knows is an error.
+pub(crate) const STRICT_SECCOMP: &str = "run.oci.seccomp_fail_unknown_syscall";
+
+/// One of crun's annotations that are a switch.
+pub(crate) fn is_asked_for(spec: &Spec, name: &str) -> bool {
+    let value = spec.annotations().as_ref().and_then(|annotations| annotations.get(name));
+    value.is_some_and(|value| value == "1" || value == "true")
 }
 
 pub(crate) fn invalid(field: &str, reason: &str) -> Error {

@@ -15,6 +15,7 @@ use oci_spec::runtime::{Hook, Hooks};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::resctrl::Membership;
 use crate::status::{State, Status};
 use crate::systemd::Unit;
 use crate::{Bundle, ContainerId, StateRoot};
@@ -51,6 +52,8 @@ pub(crate) struct Record {
     /// The root is not the mount namespace's own.
     #[serde(default)]
     pub chroot: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resctrl: Option<Membership>,
     /// Hooks of the time after `create`, so that nobody has to read the whole configuration again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub poststart: Vec<Hook>,
@@ -129,7 +132,7 @@ impl Place {
     pub(crate) fn config(&self) -> Result<oci_spec::runtime::Spec, Error> {
         let path = self.dir.join("config.json");
         let raw = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
-        crate::bundle::parse(&raw).map_err(|source| Error::Parse { path, source })
+        crate::bundle::parse(&raw).map(|(spec, _)| spec).map_err(|source| Error::Parse { path, source })
     }
 
     /// Replaces the record: a reader sees the old one or the new one, whole.
@@ -203,6 +206,7 @@ impl Record {
             namespaces: Vec::new(),
             shares_pids: false,
             chroot: false,
+            resctrl: None,
             poststart: hooks(|hooks| hooks.poststart()),
             poststop: hooks(|hooks| hooks.poststop()),
         }

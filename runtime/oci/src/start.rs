@@ -10,7 +10,7 @@ use runtime_linux::local_socket;
 use crate::child::Watch;
 use crate::create::{child_error, parent};
 use crate::error::Error;
-use crate::hooks::{self, Kind};
+use crate::hooks::{self, Kind, Surroundings};
 use crate::plan::Step;
 use crate::record::{Place, Record};
 use crate::status::Status;
@@ -68,7 +68,7 @@ pub fn start_observed(
     if let Some(observer) = observer {
         observer.running()?;
     }
-    poststart(&record)
+    poststart(root, id, &record)
 }
 
 /// What failed; silence and the end of the socket is an exec that worked.
@@ -111,8 +111,13 @@ fn start_error(place: &Place, fault: &sync::Fault) -> Error {
     child_error(&sync::Fault { step: 0, ..fault.clone() }, &[step], &[])
 }
 
-/// runtime-spec 1.3, "Lifecycle" 9: a poststart hook that fails is logged by runc and ends the container; here the caller hears of it.
-fn poststart(record: &Record) -> Result<(), Error> {
+/// runtime-spec 1.3, "Lifecycle" 9: where a poststart hook fails, the container is stopped and destroyed, and the caller hears of it.
+fn poststart(root: &StateRoot, id: &ContainerId, record: &Record) -> Result<(), Error> {
     let state = record.state(Status::Running);
-    hooks::run(Kind::Poststart, &record.poststart, &state).map_err(|error| Error::Hook(error.to_string()))
+    let Err(error) = hooks::run(Kind::Poststart, &record.poststart, &state, Surroundings::default()) else {
+        return Ok(());
+    };
+    // The hook's failure is what the caller has to know; what could not be undone is found by the next `delete`.
+    let _left = crate::delete(root, id, crate::Deletion::Force);
+    Err(Error::Hook(error.to_string()))
 }

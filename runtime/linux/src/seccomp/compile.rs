@@ -32,6 +32,10 @@ pub enum Error {
     NotifyWrite,
     #[error("{call}: argument index {index} is not in 0..6")]
     ArgumentIndex { call: String, index: usize },
+    #[error("{action} takes no errno, and the configuration gives {errno}")]
+    NoErrno { action: String, errno: u32 },
+    #[error("a rule with {action} names no system call")]
+    NoNames { action: String },
     #[error("errno {errno} is larger than 4095")]
     Errno { errno: u32 },
     #[error("architecture {architecture} is not supported")]
@@ -68,6 +72,9 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, Error> {
         let block = blocks.entry(architecture::audit_number(architecture)).or_default();
         for rule in rules {
             let decision = action(rule.action(), rule.errno_ret())?;
+            if rule.names().is_empty() {
+                return Err(Error::NoNames { action: rule.action().to_string() });
+            }
             for name in rule.names() {
                 check_rule(name, rule, decision)?;
                 if let Some(number) = numbers.get(name.as_str()) {
@@ -135,6 +142,11 @@ fn check_rule(name: &str, rule: &LinuxSyscall, decision: u32) -> Result<(), Erro
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Error> {
     let eperm = u32::try_from(libc::EPERM).unwrap_or(1);
+    let takes_errno = matches!(action, LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace);
+    // runtime-spec 1.3, "Seccomp": when the action doesn't support an errno, the runtime must fail.
+    if let Some(errno) = errno.filter(|_| !takes_errno) {
+        return Err(Error::NoErrno { action: action.to_string(), errno });
+    }
     Ok(match action {
         LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => KILL_THREAD,
         LinuxSeccompAction::ScmpActKillProcess => KILL_PROCESS,

@@ -22,6 +22,20 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
     }
 }
 
+/// An image's own /dev may be a symlink, and then its devices would be made elsewhere (CVE-2026-41579).
+fn parent_of(path: &Path, held: &Held) -> Result<(OwnedFd, std::path::PathBuf), Refusal> {
+    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
+    if !path.starts_with("/dev") {
+        return Ok(root.ensure_parent(path)?);
+    }
+    root.ensure_plain_parent(path).map_err(|errno| match errno {
+        Errno::ELOOP | Errno::ENOTDIR => {
+            Refusal::said(errno, "its directory must be an ordinary one, without symlinks")
+        }
+        errno => errno.into(),
+    })
+}
+
 fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
     let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
     if let Some(source) = node.bind {
@@ -31,10 +45,11 @@ fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
         if !is_device(&fstat(&tree)?, node) {
             return Err(Refusal::said(Errno::ENODEV, "the host has something else there"));
         }
-        let target = root.ensure_file(&node.path, Mode::from_bits_truncate(0o666))?;
+        parent_of(&node.path, held)?;
+        let target = root.ensure_file_nofollow(&node.path, Mode::from_bits_truncate(0o666))?;
         return Ok(mount::attach(&tree, &target)?);
     }
-    let (parent, name) = root.ensure_parent(&node.path)?;
+    let (parent, name) = parent_of(&node.path, held)?;
     let (kind, number) = kind_and_number(node);
     // mknod(2) follows no symlink at the last step; the mode is exact since the umask is 0 by then.
     match mknodat(&parent, name.as_path(), kind, Mode::from_bits_truncate(node.mode), number) {
@@ -70,8 +85,7 @@ fn is_device(found: &FileStat, node: &DeviceNode) -> bool {
 }
 
 fn link(path: &Path, target: &Path, held: &Held) -> Done {
-    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
-    let (parent, name) = root.ensure_parent(path)?;
+    let (parent, name) = parent_of(path, held)?;
     match nix::unistd::symlinkat(target, &parent, name.as_path()) {
         Err(Errno::EEXIST) => {}
         other => return Ok(other?),
@@ -95,7 +109,8 @@ fn console(bind: bool, size: Size, child: &Child<'_>, held: &Held) -> Done {
     let ptmx = terminal::multiplexer(&pts).map_err(said)?;
     let slave = take_terminal(ptmx, size, child)?;
     if bind {
-        let target = root.ensure_file(Path::new("/dev/console"), Mode::from_bits_truncate(0o600))?;
+        parent_of(Path::new("/dev/console"), held)?;
+        let target = root.ensure_file_nofollow(Path::new("/dev/console"), Mode::from_bits_truncate(0o600))?;
         let tree = mount::open_tree(slave.as_fd(), Path::new(""), Tree::Clone)?;
         mount::attach(&tree, &target)?;
     }

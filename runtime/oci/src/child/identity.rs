@@ -10,7 +10,7 @@ use nix::unistd::{AccessFlags, access};
 use runtime_linux::capability::{self, Set, Sets};
 use runtime_linux::{process, rlimit};
 
-use super::{Child, Done, Held, Refusal};
+use super::{Child, Done, Held, Refusal, home};
 use crate::plan::{Step, search_path};
 
 const CAP_SYS_ADMIN: u8 = 21;
@@ -18,7 +18,8 @@ const CAP_SYS_ADMIN: u8 = 21;
 pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
     match step {
         Step::AppArmor(profile) => app_armor(profile, held)?,
-        Step::Stdio { uid } => standard_streams(*uid)?,
+        Step::Selinux(label) => selinux(label, held)?,
+        Step::Stdio { uid, gid } => standard_streams(*uid, *gid)?,
         Step::Rlimit { resource, soft, hard, .. } => rlimit::set(*resource, *soft, *hard)?,
         Step::Scheduler(scheduling) => process::set_scheduling(scheduling)?,
         Step::IoPriority { class, level } => process::set_io_priority(*class, *level)?,
@@ -32,7 +33,10 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
         Step::FinalCapabilities(capabilities) => apply(*capabilities, Set::EMPTY)?,
         Step::Umask(mask) => drop(umask(Mode::from_bits_truncate(*mask))),
         Step::WorkingDirectory(path) => working_directory(path)?,
-        Step::FindProgram => held.program = Some(find_program(child)?),
+        Step::FindProgram => {
+            held.program = Some(find_program(child)?);
+            held.home = home::variable(child.environment);
+        }
         Step::CloseDescriptors => {
             // Nothing of the host's is open when the working directory is chosen (CVE-2024-21626).
             *held = Held::default();
@@ -56,8 +60,13 @@ fn app_armor(profile: &str, held: &Held) -> Done {
         .map_err(|errno| Refusal::said(errno, "does this host have AppArmor, and the profile loaded?"))
 }
 
+fn selinux(label: &str, held: &Held) -> Done {
+    let written = super::proc(held)?.write("self/attr/exec", label.as_bytes());
+    written.map_err(|errno| Refusal::said(errno, "does this host have SELinux, and does its policy know the label?"))
+}
+
 /// So that a container's user can open /dev/stderr again when it is a pipe. Never the host's /dev/null.
-fn standard_streams(uid: u32) -> Done {
+fn standard_streams(uid: u32, gid: u32) -> Done {
     for number in 0..=2 {
         let Some(stream) = process::standard_stream(number) else { continue };
         let status = fstat(stream)?;
@@ -65,7 +74,7 @@ fn standard_streams(uid: u32) -> Done {
         if status.st_uid == uid || is_device && status.st_rdev == makedev(1, 3) {
             continue;
         }
-        match process::give(stream, uid, None) {
+        match process::give(stream, uid, Some(gid)) {
             // Not ours to give: a read-only file system, an id that is not mapped, somebody else's file.
             Ok(()) | Err(Errno::EROFS | Errno::EINVAL | Errno::EPERM) => {}
             Err(errno) => return Err(errno.into()),
@@ -80,9 +89,9 @@ fn identity(uid: u32, gid: u32, groups: Option<&[u32]>, wanted: Sets, keep_admin
     let (_, permitted) = capability::current()?;
     capability::limit_bounding(wanted.bounding)?;
     nix::sys::prctl::set_keepcaps(true)?;
-    match process::set_identity(uid, gid, Some(groups.unwrap_or(&[]))) {
+    match process::set_identity(uid, gid, groups) {
         // setgroups is denied in a user namespace that an unprivileged user mapped; without groups there is nothing to set.
-        Err(Errno::EPERM) if groups.unwrap_or(&[]).is_empty() => process::set_identity(uid, gid, None)?,
+        Err(Errno::EPERM) if groups.is_some_and(<[u32]>::is_empty) => process::set_identity(uid, gid, None)?,
         other => other?,
     }
     let have = permitted.intersection(available.union(permitted));

@@ -21,14 +21,16 @@ const FILE: Mode = Mode::from_bits_truncate(0o644);
 pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
     match step {
         Step::Propagation(flag) => propagation(*flag)?,
-        Step::RootBind { source } => root_bind(*source, child, held)?,
+        Step::RootBind { source, at } => root_bind(*source, at.as_deref(), child, held)?,
         Step::RootOverlay(overlay) => root_overlay(overlay, held)?,
         Step::RootDirectory(path) => held.root = Some(Root::open_dir(path)?),
         Step::Mount { destination, attributes, mount } => match mount {
             MountStep::Filesystem(mount) => filesystem(destination, attributes, mount, held)?,
             MountStep::Bind(bind) => bind_mount(destination, attributes, bind, child, held)?,
             MountStep::Cgroup(cgroup) => cgroup_mount(destination, attributes, cgroup, child, held)?,
+            MountStep::Remount { superblock } => remount(destination, attributes, superblock.as_deref(), held)?,
         },
+        Step::EnsureDirectory(path) => ensure_directory(path, held)?,
         Step::PivotRoot => match mount::pivot_root(root(held)?) {
             // pivot_root(2): the host's root is its initramfs, which cannot be left.
             Err(Errno::EINVAL) => chroot(held)?,
@@ -51,8 +53,11 @@ fn root(held: &Held) -> Result<&Root, Errno> {
     held.root.as_ref().ok_or(Errno::ENOENT)
 }
 
-/// Where the kernel cannot pivot: the new root lies over the old one already, see `attach_root`.
+/// Where the kernel cannot pivot. The new root lies over the old one already, or is moved there; see `attach_root`.
 fn chroot(held: &Held) -> Done {
+    if held.root_has_path {
+        return Ok(mount::move_and_chroot(root(held)?)?);
+    }
     nix::unistd::fchdir(root(held)?)?;
     nix::unistd::chroot(".")?;
     Ok(nix::unistd::chdir("/")?)
@@ -71,33 +76,48 @@ fn take(source: usize, child: &mut Child<'_>) -> Result<OwnedFd, Refusal> {
     child.sources.get_mut(source).and_then(Option::take).ok_or_else(|| Errno::ENOENT.into())
 }
 
-fn root_bind(source: usize, child: &mut Child<'_>, held: &mut Held) -> Done {
+fn root_bind(source: usize, at: Option<&Path>, child: &mut Child<'_>, held: &mut Held) -> Done {
     let tree = take(source, child)?;
     // A slave still gets what the host mounts below it, and is not shared, which pivot_root(2) would refuse.
     let change = Change { propagation: MsFlags::MS_SLAVE.bits(), ..Change::default() };
     mount::set_attributes(&tree, Reach::Recursive, &change)?;
-    attach_root(tree, held)
+    attach_root(tree, at, held)
 }
 
 fn root_overlay(overlay: &Overlay, held: &mut Held) -> Done {
     let mounted = mount::overlay(overlay, &overlay.upper).map_err(|(errno, detail)| Refusal::said(errno, detail))?;
     match mounted {
-        Some(tree) => attach_root(tree, held),
+        Some(tree) => attach_root(tree, None, held),
         None => {
             // Attached over its upper directory by the classic call; now over the root, like the others.
             let at = Root::open_dir(&overlay.upper)?;
             let tree = at.open(Path::new("/"), OFlag::O_PATH)?;
-            attach_root(tree, held)
+            attach_root(tree, None, held)
         }
     }
 }
 
-/// The new root goes over the old one: no host path has to be reachable for the container's user.
-fn attach_root(tree: OwnedFd, held: &mut Held) -> Done {
-    let over = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    mount::attach(&tree, &over)?;
+/// The new root goes over the old one: no host path has to be reachable for the container's user. Where hooks look for it at its path and
+/// that can be reached, it goes there.
+fn attach_root(tree: OwnedFd, at: Option<&Path>, held: &mut Held) -> Done {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let own = at.and_then(|path| nix::fcntl::open(path, flags, Mode::empty()).ok());
+    held.root_has_path = own.is_some();
+    let target = match own {
+        Some(own) => own,
+        None => nix::fcntl::open("/", flags, Mode::empty())?,
+    };
+    mount::attach(&tree, &target)?;
     held.root = Some(Root::new(tree));
     Ok(())
+}
+
+/// What cannot be made will be missed by chdir, which then says so.
+fn ensure_directory(path: &Path, held: &Held) -> Done {
+    match root(held)?.ensure_dir(path, DIRECTORY) {
+        Ok(_) | Err(Errno::EROFS | Errno::EACCES | Errno::EPERM | Errno::ENOTDIR | Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// The option's own attributes, then everything below, then propagation in the order given.
@@ -118,7 +138,7 @@ fn set_attributes(tree: impl AsFd, attributes: &MountAttributes) -> Result<(), E
     Ok(())
 }
 
-fn filesystem(destination: &Path, attributes: &MountAttributes, mount: &FilesystemMount, held: &Held) -> Done {
+fn filesystem(destination: &Path, attributes: &MountAttributes, mount: &FilesystemMount, held: &mut Held) -> Done {
     let root = root(held)?;
     let target = if mount.kind == "proc" || mount.kind == "sysfs" {
         plain_dir(destination, root)?
@@ -126,37 +146,82 @@ fn filesystem(destination: &Path, attributes: &MountAttributes, mount: &Filesyst
         root.ensure_dir(destination, DIRECTORY)?
     };
     refuse_proc(&target, destination)?;
-    let filesystem = Filesystem::open(&mount.kind)?;
+    let filesystem = match Filesystem::open(&mount.kind) {
+        // Only who owns the network namespace may mount one; a user namespace that shares the host's does not.
+        Err(Errno::EPERM) if mount.kind == "sysfs" => return Ok(mount::attach(host_sysfs(attributes)?, &target)?),
+        other => other?,
+    };
     let said = |errno: Errno| Refusal::said(errno, filesystem.message());
     if let Some(source) = &mount.source {
         filesystem.set("source", source).map_err(said)?;
     }
-    let mut has_mode = false;
-    for data in &mount.data {
-        match data {
-            Data::Flag(name) => filesystem.set_flag(name),
-            Data::Value(key, value) => {
-                has_mode |= key == "mode";
-                filesystem.set(key, value)
-            }
-        }
-        .map_err(said)?;
-    }
+    configure(&filesystem, &mount.data).map_err(said)?;
+    let has_mode = mount.data.iter().any(|data| matches!(data, Data::Value(key, _) if key == "mode"));
     if mount.kind == "tmpfs" && !has_mode {
         // What was there keeps its mode.
         let mode = fstat(&target)?.st_mode & 0o7777;
         filesystem.set("mode", format!("{mode:o}")).map_err(said)?;
     }
-    let plain = MountAttributes { set: 0, clear: 0, ..attributes.clone() };
-    if mount.copy_up {
+    let tree = if mount.copy_up {
         let tree = filesystem.mount(0).map_err(said)?;
         copy_up::copy(target.as_fd(), tree.as_fd())?;
         set_attributes(&tree, attributes)?;
-        return Ok(mount::attach(&tree, &target)?);
+        tree
+    } else {
+        let tree = filesystem.mount(attributes.set).map_err(said)?;
+        set_attributes(&tree, &MountAttributes { set: 0, clear: 0, ..attributes.clone() })?;
+        tree
+    };
+    mount::attach(&tree, &target)?;
+    if destination == Path::new("/") {
+        // What comes after goes onto it.
+        held.root = Some(Root::new(tree));
     }
-    let tree = filesystem.mount(attributes.set).map_err(said)?;
-    set_attributes(&tree, &plain)?;
-    Ok(mount::attach(&tree, &target)?)
+    Ok(())
+}
+
+fn configure(filesystem: &Filesystem, data: &[Data]) -> Result<(), Errno> {
+    for data in data {
+        match data {
+            Data::Flag(name) => filesystem.set_flag(name)?,
+            Data::Hint(name) => match filesystem.set_flag(name) {
+                // Not one of those that know it. The refusal's words must not be taken for a later one's.
+                Err(Errno::EINVAL) => drop(filesystem.message()),
+                other => other?,
+            },
+            Data::Value(key, value) => filesystem.set(key, value)?,
+        }
+    }
+    Ok(())
+}
+
+/// The host's /sys with all that is mounted below it, for nobody to write to: the cgroups in it are the host's own (CVE-2023-25809).
+fn host_sysfs(attributes: &MountAttributes) -> Result<OwnedFd, Refusal> {
+    let tree = mount::open_tree(nix::fcntl::AT_FDCWD, Path::new("/sys"), Tree::CloneRecursive)?;
+    let set = attribute::RDONLY | attribute::NOSUID | attribute::NODEV | attribute::NOEXEC;
+    let slave = MsFlags::MS_SLAVE.bits();
+    mount::set_attributes(&tree, Reach::Recursive, &Change { set, propagation: slave, ..Change::default() })?;
+    set_attributes(&tree, &MountAttributes { clear: 0, recursive_clear: 0, ..attributes.clone() })?;
+    Ok(tree)
+}
+
+/// runtime-spec 1.3, "remount": mount(8)'s, for what an earlier entry has mounted.
+fn remount(destination: &Path, attributes: &MountAttributes, superblock: Option<&[Data]>, held: &Held) -> Done {
+    // No symlink of the image may lead to a file system that the entry does not mean.
+    let target = root(held)?.open_plain(destination, OFlag::O_PATH)?;
+    refuse_proc(&target, destination)?;
+    if let Some(data) = superblock {
+        let filesystem = Filesystem::pick(&target)?;
+        let said = |errno: Errno| Refusal::said(errno, filesystem.message());
+        configure(&filesystem, data).map_err(said)?;
+        for (attribute, name) in [(attributes.set, "ro"), (attributes.clear, "rw")] {
+            if attribute & attribute::RDONLY != 0 {
+                filesystem.set_flag(name).map_err(said)?;
+            }
+        }
+        filesystem.reconfigure().map_err(said)?;
+    }
+    Ok(set_attributes(&target, attributes)?)
 }
 
 /// A symlink would put the real one elsewhere and leave a fake in its place (CVE-2019-19921, CVE-2023-27561).
@@ -178,26 +243,43 @@ fn bind_mount(
     attributes: &MountAttributes,
     bind: &BindMount,
     child: &mut Child<'_>,
-    held: &Held,
+    held: &mut Held,
 ) -> Done {
     let tree = take(bind.source, child)?;
     if destination == Path::new("/proc") && !runtime_linux::proc::is_root(&tree)? {
         return Err(Refusal::said(Errno::EPERM, "only a proc file system may be mounted on /proc"));
     }
-    let target = if destination == Path::new("/proc") || destination == Path::new("/sys") {
-        plain_dir(destination, root(held)?)?
-    } else {
-        target_like(&tree, destination, root(held)?)?
+    let kind = SFlag::from_bits_truncate(fstat(&tree)?.st_mode) & SFlag::S_IFMT;
+    if bind.copy_symlink && kind == SFlag::S_IFLNK {
+        return copy_symlink(&tree, destination, root(held)?);
+    }
+    let root = root(held)?;
+    let is_kernels = destination == Path::new("/proc") || destination == Path::new("/sys");
+    // The mount point for a tree: a directory for a directory, a file for anything else.
+    let target = match (kind == SFlag::S_IFDIR, bind.nofollow) {
+        _ if is_kernels => plain_dir(destination, root)?,
+        (true, _) => root.ensure_dir(destination, DIRECTORY)?,
+        (false, false) => root.ensure_file(destination, FILE)?,
+        (false, true) => root.ensure_file_nofollow(destination, FILE)?,
     };
     refuse_proc(&target, destination)?;
     set_attributes(&tree, attributes)?;
-    Ok(mount::attach(&tree, &target)?)
+    mount::attach(&tree, &target)?;
+    if destination == Path::new("/") {
+        held.root = Some(Root::new(tree));
+    }
+    Ok(())
 }
 
-/// The mount point for a tree: a directory for a directory, a file for anything else.
-fn target_like(tree: &OwnedFd, destination: &Path, root: &Root) -> Result<OwnedFd, Errno> {
-    let kind = SFlag::from_bits_truncate(fstat(tree)?.st_mode) & SFlag::S_IFMT;
-    if kind == SFlag::S_IFDIR { root.ensure_dir(destination, DIRECTORY) } else { root.ensure_file(destination, FILE) }
+fn copy_symlink(tree: &OwnedFd, destination: &Path, root: &Root) -> Done {
+    let link = nix::fcntl::readlinkat(tree, "")?;
+    let (parent, name) = root.ensure_parent(destination)?;
+    match nix::unistd::symlinkat(Path::new(&link), &parent, name.as_path()) {
+        Err(Errno::EEXIST) if nix::fcntl::readlinkat(&parent, name.as_path()).is_ok_and(|found| found == link) => {
+            Ok(())
+        }
+        other => Ok(other?),
+    }
 }
 
 fn cgroup_mount(

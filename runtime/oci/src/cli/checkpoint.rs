@@ -69,7 +69,7 @@ pub(crate) fn restore(root: &StateRoot, global: &Global, restore: &Restore, repo
     reporter.warnings(&created.warnings);
     lifecycle::write_pid_file(restore.pid_file.as_deref(), created.pid)?;
     let Some(signals) = signals else { return Ok(0) };
-    Wait { root, id: &id, process: &created.pidfd, signals: &signals, keep: false }.for_end(None)
+    Wait { root, id: &id, process: &created.pidfd, signals: &signals, keep: false, reporter }.for_end(None)
 }
 
 /// Paths are ours to resolve: criu works in another directory.

@@ -16,7 +16,10 @@ pub(crate) fn kill(root: &StateRoot, kill: &Kill, reporter: &Reporter) -> Result
 
 pub(crate) fn delete(root: &StateRoot, delete: &Delete, reporter: &Reporter) -> Result<u8, Error> {
     let deletion = if delete.force { Deletion::Force } else { Deletion::Stopped };
-    for_each(root, &delete.id, delete.regex, reporter, |id| Ok(runtime_oci::delete(root, id, deletion)?))
+    for_each(root, &delete.id, delete.regex, reporter, |id| {
+        reporter.warnings(&runtime_oci::delete(root, id, deletion)?);
+        Ok(())
+    })
 }
 
 pub(crate) fn pause(root: &StateRoot, id: &str) -> Result<u8, Error> {

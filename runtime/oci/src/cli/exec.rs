@@ -15,7 +15,7 @@ pub(crate) fn exec(root: &StateRoot, exec: &Exec, reporter: &Reporter) -> Result
     // Before the process is known, so that "no such container" comes first.
     runtime_oci::state(root, &id)?;
     warn_of_unused(exec, reporter);
-    let process = process(runtime_oci::configured_process(root, &id)?, exec)?;
+    let process = process(runtime_oci::configured_process(root, &id)?, exec, reporter)?;
     let terminal = process.terminal() == Some(true);
     check_console(terminal, exec.detach, exec.console_socket.as_ref())?;
     let signals = if exec.detach { None } else { Some(foreground::Signals::take()?) };
@@ -85,11 +85,14 @@ fn sub_cgroups(texts: &[String]) -> Result<Vec<SubCgroup>, Error> {
     Ok(all)
 }
 
-fn process(mut process: Process, exec: &Exec) -> Result<Process, Error> {
+fn process(mut process: Process, exec: &Exec, reporter: &Reporter) -> Result<Process, Error> {
     if let Some(path) = &exec.process {
         let what = || format!("read process {}", path.display());
         let text = std::fs::read(path).map_err(Error::io(what()))?;
-        return serde_json::from_slice(&text).map_err(|source| Error::Json { what: what(), source });
+        let (process, warnings) =
+            runtime_oci::parse_process(&text).map_err(|source| Error::Json { what: what(), source })?;
+        reporter.warnings(&warnings);
+        return Ok(process);
     }
     if exec.command.is_empty() {
         return Err(Error::Usage("what is to be run? Give a command after the id, or --process".to_owned()));

@@ -220,7 +220,7 @@ fn run_observed(
     runtime_oci::start_observed(root, &id, observer).map_err(|error| undo(error.into()))?;
     reporter.debug(|| format!("container {id} is started"));
     let Some(signals) = signals else { return Ok(0) };
-    Wait { root, id: &id, process: &created.pidfd, signals: &signals, keep: run.keep }.for_end(console)
+    Wait { root, id: &id, process: &created.pidfd, signals: &signals, keep: run.keep, reporter }.for_end(console)
 }
 
 /// Standing in for a container in the foreground.
@@ -230,6 +230,7 @@ pub(crate) struct Wait<'a> {
     pub process: &'a OwnedFd,
     pub signals: &'a foreground::Signals,
     pub keep: bool,
+    pub reporter: &'a Reporter,
 }
 
 impl Wait<'_> {
@@ -237,7 +238,7 @@ impl Wait<'_> {
     pub(crate) fn for_end(&self, console: Option<foreground::Console>) -> Result<u8, Error> {
         let code = foreground::wait(self.process, self.signals, console);
         if !self.keep {
-            runtime_oci::delete(self.root, self.id, Deletion::Force)?;
+            self.reporter.warnings(&runtime_oci::delete(self.root, self.id, Deletion::Force)?);
         }
         code
     }

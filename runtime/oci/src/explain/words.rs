@@ -12,6 +12,7 @@ pub(crate) enum HostStep {
     Cgroup,
     Sources,
     Clone,
+    NetDevices,
     IdMaps,
     EnterCgroup,
     Commit,
@@ -25,6 +26,9 @@ impl HostStep {
             steps.push(Self::Sources);
         }
         steps.push(Self::Clone);
+        if !plan.net_devices.is_empty() {
+            steps.push(Self::NetDevices);
+        }
         if plan.namespaces.new.contains(&Kind::User) {
             steps.push(Self::IdMaps);
         }
@@ -46,6 +50,10 @@ pub(super) fn host(host: HostStep, plan: &Plan, cgroup: &str) -> Explained {
         HostStep::Cgroup => format!("make cgroup {cgroup} and set its limits"),
         HostStep::Sources => format!("open the mount sources ({})", plan.sources.len()),
         HostStep::Clone => plan.namespaces.to_string().trim_end().replace('\n', ", "),
+        HostStep::NetDevices => {
+            let names: Vec<_> = plan.net_devices.iter().map(|(name, inside)| format!("{name} as {inside}")).collect();
+            format!("move network devices into the container: {}", names.join(", "))
+        }
         HostStep::IdMaps => "write the id maps of the user namespace".to_owned(),
         HostStep::EnterCgroup => format!("move the process into cgroup {cgroup}"),
         HostStep::Commit => "write the record with the process, and let it wait for start".to_owned(),
@@ -74,6 +82,12 @@ pub(super) fn host(host: HostStep, plan: &Plan, cgroup: &str) -> Explained {
             "what the new process sees of each kind of kernel object",
             "a namespace is the kernel's own private copy of one kind of name; the process is in all of them from its first instruction",
             "lsns -p PID",
+        ),
+        HostStep::NetDevices => (
+            "sendto(2) RTM_NEWLINK with IFLA_NET_NS_FD, on a netlink socket of either namespace",
+            "network devices",
+            "a device belongs to one network namespace; its lasting addresses go along, and it is up again",
+            "nsenter -t PID -n ip address",
         ),
         HostStep::IdMaps => (
             "write(2) to /proc/PID/uid_map, gid_map",
@@ -105,11 +119,14 @@ pub(super) fn host(host: HostStep, plan: &Plan, cgroup: &str) -> Explained {
 pub(super) fn container(step: &Step, side: Side) -> Explained {
     let words = match step {
         Step::Session | Step::Keyring(_) | Step::NamespaceRoot | Step::OomScoreAdjust(_) => process_of_its_own(step),
-        Step::CgroupNamespace | Step::TimeNamespace(_) | Step::Hostname(_) | Step::Domainname(_) => names(step),
+        Step::Loopback | Step::CgroupNamespace | Step::TimeNamespace(_) | Step::Hostname(_) | Step::Domainname(_) => {
+            names(step)
+        }
         Step::Propagation(_)
         | Step::RootBind { .. }
         | Step::RootOverlay(_)
         | Step::RootDirectory(_)
+        | Step::EnsureDirectory(_)
         | Step::PivotRoot
         | Step::Chroot
         | Step::RootPropagation(_)
@@ -132,6 +149,7 @@ pub(super) fn container(step: &Step, side: Side) -> Explained {
         | Step::MemoryPolicy { .. }
         | Step::Personality(_) => limits(step),
         Step::AppArmor(_)
+        | Step::Selinux(_)
         | Step::NoNewPrivileges
         | Step::Identity { .. }
         | Step::FinalCapabilities(_)
@@ -181,6 +199,12 @@ fn process_of_its_own(step: &Step) -> Words {
 
 fn names(step: &Step) -> Words {
     match step {
+        Step::Loopback => (
+            "ioctl(2) SIOCSIFFLAGS",
+            "network devices",
+            "a new network namespace has one device, lo, which is down; programs expect 127.0.0.1 to work",
+            "nsenter -t PID -n ip link",
+        ),
         Step::CgroupNamespace => (
             "unshare(2) CLONE_NEWCGROUP",
             "where in the host's cgroups it is",
@@ -231,6 +255,12 @@ fn root(step: &Step) -> Words {
             "every path of the container is resolved below this one descriptor",
             "ls -l /proc/PID/root",
         ),
+        Step::EnsureDirectory(_) => (
+            "openat2(2) RESOLVE_IN_ROOT, mkdirat(2)",
+            "",
+            "the working directory, where the image does not have it",
+            "ls -l /proc/PID/cwd",
+        ),
         Step::PivotRoot => (
             "pivot_root(2), umount2(2) MNT_DETACH",
             "the host's files",
@@ -276,6 +306,12 @@ fn mount_words(mount: &MountStep) -> Words {
             "mount_setattr(2), move_mount(2) of a tree opened before",
             "",
             "a part of the host, and only this part, is seen at another place; the target is looked up with openat2(2) RESOLVE_IN_ROOT",
+            "findmnt -N PID",
+        ),
+        MountStep::Remount { .. } => (
+            "fspick(2), fsconfig(2) FSCONFIG_CMD_RECONFIGURE, mount_setattr(2)",
+            "",
+            "options of what is mounted already change, as mount -o remount changes them",
             "findmnt -N PID",
         ),
         MountStep::Cgroup(CgroupMount::V2) => (
@@ -399,6 +435,12 @@ fn privileges(step: &Step) -> Words {
             "write(2) to /proc/thread-self/attr/apparmor/exec, on a procfs that is checked to be one",
             "files and capabilities, by profile",
             "the profile holds from the exec on",
+            "cat /proc/PID/attr/current",
+        ),
+        Step::Selinux(_) => (
+            "write(2) to /proc/self/attr/exec, on a procfs that is checked to be one",
+            "files and processes, by label",
+            "the label holds from the exec on",
             "cat /proc/PID/attr/current",
         ),
         Step::NoNewPrivileges => (

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, Spec};
 
 use super::steps::{DeviceNode, Step};
-use super::{Plan, invalid};
+use super::{Plan, Source, invalid};
 use crate::error::Error;
 
 /// runtime-spec 1.3, "Default Devices"; /dev/console and /dev/ptmx are made otherwise.
@@ -64,6 +64,7 @@ impl Plan {
                 mode: MODE,
                 uid: 0,
                 gid: 0,
+                is_default: true,
                 bind: None,
             });
         }
@@ -89,6 +90,7 @@ impl Plan {
                 mode: device.file_mode().unwrap_or(MODE) & 0o7777,
                 uid: device.uid().unwrap_or(0),
                 gid: device.gid().unwrap_or(0),
+                is_default: false,
                 bind: None,
                 path,
             };
@@ -99,7 +101,7 @@ impl Plan {
         let unprivileged = self.namespaces.has(LinuxNamespaceType::User);
         for mut node in nodes {
             if unprivileged && node.letter != 'p' {
-                node.bind = Some(self.source(node.path.clone(), false));
+                node.bind = Some(self.source(Source::below(&node.path, false)));
             }
             self.setup.push(Step::Device(node));
         }

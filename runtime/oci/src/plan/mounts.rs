@@ -7,38 +7,12 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Spec};
 use runtime_linux::idmap::Maps;
 use runtime_linux::mount::attribute;
 
+use super::mount_options::{Options, propagation};
 use super::namespaces::ranges;
-use super::steps::{BindMount, CgroupMount, Data, FilesystemMount, IdMapping, MountAttributes, MountStep, Step};
+use super::steps::{BindMount, CgroupMount, Data, FilesystemMount, IdMapping, MountStep, Step};
 use super::{CgroupView, Context, Plan, Source, invalid};
 use crate::error::Error;
 use crate::options::RootChange;
-
-/// Options that are attributes of a mount: (name, set, clear). With `r` in front they reach everything below.
-const ATTRIBUTES: [(&str, u64, u64); 16] = [
-    ("ro", attribute::RDONLY, 0),
-    ("rw", 0, attribute::RDONLY),
-    ("nosuid", attribute::NOSUID, 0),
-    ("suid", 0, attribute::NOSUID),
-    ("nodev", attribute::NODEV, 0),
-    ("dev", 0, attribute::NODEV),
-    ("noexec", attribute::NOEXEC, 0),
-    ("exec", 0, attribute::NOEXEC),
-    ("noatime", attribute::NOATIME, attribute::ATIME),
-    ("relatime", 0, attribute::ATIME),
-    ("strictatime", attribute::STRICTATIME, attribute::ATIME),
-    ("atime", 0, attribute::ATIME),
-    ("nodiratime", attribute::NODIRATIME, 0),
-    ("diratime", 0, attribute::NODIRATIME),
-    ("nosymfollow", attribute::NOSYMFOLLOW, 0),
-    ("symfollow", 0, attribute::NOSYMFOLLOW),
-];
-
-/// Flags of the superblock, as fsconfig takes them.
-const SUPERBLOCK: [&str; 8] = ["sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime", "silent"];
-
-/// What the kernel takes in mount options but nobody acts on since mount(8) reads them from fstab only.
-const MEANINGLESS: [&str; 10] =
-    ["defaults", "auto", "noauto", "user", "nouser", "_netdev", "nofail", "loud", "norelatime", "nostrictatime"];
 
 /// Files of /proc that may be mounted over: what lxcfs provides, and what only reports.
 const PROC_ALLOWED: [&str; 11] = [
@@ -54,82 +28,6 @@ const PROC_ALLOWED: [&str; 11] = [
     "/proc/sys/kernel/ns_last_pid",
     "/proc/sys/crypto/fips_enabled",
 ];
-
-pub(super) fn propagation(option: &str) -> Option<(u64, bool)> {
-    let (name, recursive) = match option.strip_prefix('r') {
-        Some(name) => (name, true),
-        None => (option, false),
-    };
-    let flag = match name {
-        "shared" => MsFlags::MS_SHARED,
-        "slave" => MsFlags::MS_SLAVE,
-        "private" => MsFlags::MS_PRIVATE,
-        "unbindable" => MsFlags::MS_UNBINDABLE,
-        _ => return None,
-    };
-    Some((flag.bits(), recursive))
-}
-
-/// A mount's options, sorted by what they are.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Options {
-    pub attributes: MountAttributes,
-    pub data: Vec<Data>,
-    /// `Some(true)` for rbind.
-    pub bind: Option<bool>,
-    /// `Some(true)` for ridmap.
-    pub idmap: Option<bool>,
-    pub copy_up: bool,
-}
-
-impl Options {
-    pub(super) fn parse(options: &[String]) -> Self {
-        let mut parsed = Self::default();
-        for option in options {
-            parsed.take(option);
-        }
-        parsed
-    }
-
-    fn take(&mut self, option: &str) {
-        match option {
-            "bind" => self.bind = self.bind.or(Some(false)),
-            "rbind" => self.bind = Some(true),
-            "idmap" => self.idmap = self.idmap.or(Some(false)),
-            "ridmap" => self.idmap = Some(true),
-            "tmpcopyup" => self.copy_up = true,
-            "" => {}
-            _ if MEANINGLESS.contains(&option) => {}
-            _ if SUPERBLOCK.contains(&option) => self.data.push(Data::Flag(option.to_owned())),
-            _ => self.take_attribute(option),
-        }
-    }
-
-    fn take_attribute(&mut self, option: &str) {
-        if let Some(propagation) = propagation(option) {
-            self.attributes.propagation.push(propagation);
-            return;
-        }
-        let find = |name: &str| ATTRIBUTES.iter().find(|(known, _, _)| *known == name).copied();
-        let attributes = &mut self.attributes;
-        if let Some((_, set, clear)) = find(option) {
-            (attributes.set, attributes.clear) = apply(attributes.set, attributes.clear, set, clear);
-        } else if let Some((_, set, clear)) = option.strip_prefix('r').and_then(find) {
-            (attributes.recursive_set, attributes.recursive_clear) =
-                apply(attributes.recursive_set, attributes.recursive_clear, set, clear);
-        } else {
-            self.data.push(match option.split_once('=') {
-                Some((key, value)) => Data::Value(key.to_owned(), value.to_owned()),
-                None => Data::Flag(option.to_owned()),
-            });
-        }
-    }
-}
-
-/// The last of two options that contradict each other holds.
-fn apply(old_set: u64, old_clear: u64, set: u64, clear: u64) -> (u64, u64) {
-    ((old_set & !clear) | set, (old_clear & !set) | clear)
-}
 
 impl Plan {
     pub(super) fn mounts(&mut self, spec: &Spec, linux: &Linux, context: &Context<'_>) -> Result<(), Error> {
@@ -165,8 +63,14 @@ impl Plan {
         match (context.rootfs, path) {
             (Some(overlay), _) => self.setup.push(Step::RootOverlay(overlay.clone())),
             (None, Some(path)) => {
-                let source = self.source(path, true);
-                self.setup.push(Step::RootBind { source });
+                // A createContainer hook finds the container's mounts where the bundle has its root file system.
+                let wants_path = spec
+                    .hooks()
+                    .as_ref()
+                    .is_some_and(|hooks| hooks.create_container().as_ref().is_some_and(|hooks| !hooks.is_empty()));
+                let at = wants_path.then(|| path.clone());
+                let source = self.source(Source { path, recursive: true, follow: true });
+                self.setup.push(Step::RootBind { source, at });
             }
             (None, None) => return Err(invalid("root", "is missing")),
         }
@@ -179,11 +83,16 @@ impl Plan {
                 other => other,
             })?;
         }
-        self.devices(spec, linux)
+        self.devices(spec, linux)?;
+        // Like runc and crun: images name directories that they do not have.
+        if let Some(process) = spec.process().as_ref().filter(|process| process.cwd() != Path::new("/")) {
+            self.setup.push(Step::EnsureDirectory(process.cwd().clone()));
+        }
+        Ok(())
     }
 
-    pub(super) fn source(&mut self, path: PathBuf, recursive: bool) -> usize {
-        self.sources.push(Source { path, recursive });
+    pub(super) fn source(&mut self, source: Source) -> usize {
+        self.sources.push(source);
         self.sources.len() - 1
     }
 
@@ -200,39 +109,77 @@ impl Plan {
         if options.idmap.is_some() && !is_bind {
             return Err(invalid("options", "idmap is for bind mounts only"));
         }
-        let step = if is_bind {
+        let step = if options.remount {
+            self.check_remount(&destination, is_bind)?;
+            MountStep::Remount { superblock: (!is_bind).then(|| std::mem::take(&mut options.data)) }
+        } else if is_bind {
             let source = mount.source().as_ref().ok_or_else(|| invalid("source", "a bind mount needs one"))?;
-            let recursive = options.bind == Some(true);
             if let Some(propagation) = default_propagation {
                 options.attributes.propagation.insert(0, (propagation, true));
             }
-            // What is left names no attribute; a bind has no superblock of its own to configure.
-            for data in options.data.drain(..) {
-                let name = match data {
-                    Data::Flag(name) | Data::Value(name, _) => name,
-                };
-                self.warnings.push(format!("mount {}: option {name} has no meaning for a bind", destination.display()));
-            }
+            self.warn_of_unused(&destination, &mut options);
             if destination == Path::new("/sys") && options.attributes.set & attribute::RDONLY != 0 {
                 // "ro" alone would leave /sys/fs/cgroup below it writable to who owns cgroups there (CVE-2023-25809).
                 options.attributes.recursive_set |= attribute::RDONLY;
             }
-            let source = self.source(context.bundle.join(source), recursive);
-            MountStep::Bind(BindMount { source, idmap: self.idmap(mount, options.idmap)? })
+            let source = self.source(Source {
+                path: context.bundle.join(source),
+                recursive: options.bind == Some(true),
+                follow: !(options.source_nofollow || options.copy_symlink),
+            });
+            MountStep::Bind(BindMount {
+                source,
+                idmap: self.idmap(mount, options.idmap)?,
+                copy_symlink: options.copy_symlink,
+                nofollow: options.destination_nofollow,
+            })
         } else if kind == "cgroup" || kind == "cgroup2" {
             MountStep::Cgroup(self.cgroup(context))
         } else if kind.is_empty() {
             return Err(invalid("type", "is missing, and the options hold neither bind nor rbind"));
         } else {
+            let copy_up = options.copy_up && kind == "tmpfs";
+            if copy_up && destination == Path::new("/") {
+                return Err(invalid("options", "tmpcopyup on / has nothing below it to copy"));
+            }
+            if let Some(label) = context.mount_label.filter(|_| takes_label(kind)) {
+                options.data.push(Data::Value("context".to_owned(), label.to_owned()));
+            }
             MountStep::Filesystem(FilesystemMount {
                 kind: kind.to_owned(),
                 source: mount.source().as_ref().map(|source| source.to_string_lossy().into_owned()),
                 data: options.data,
-                copy_up: options.copy_up && kind == "tmpfs",
+                copy_up,
             })
         };
         self.setup.push(Step::Mount { destination, attributes: options.attributes, mount: step });
         Ok(())
+    }
+
+    /// Only what an earlier entry made is changed; the file system behind a bind is the host's.
+    fn check_remount(&self, destination: &Path, is_bind: bool) -> Result<(), Error> {
+        let earlier = self.setup.iter().rev().find_map(|step| match step {
+            Step::Mount { destination: known, mount, .. } if known == destination => Some(mount),
+            _ => None,
+        });
+        match earlier {
+            None => {
+                Err(invalid("options", "remount changes what an earlier entry has mounted at the same destination"))
+            }
+            Some(MountStep::Bind(_)) if !is_bind => Err(invalid(
+                "options",
+                "remount of a bind needs the option bind, or the host's file system would change",
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// What is left names no attribute; a bind has no superblock of its own to configure.
+    fn warn_of_unused(&mut self, destination: &Path, options: &mut Options) {
+        for data in options.data.drain(..) {
+            let (Data::Flag(name) | Data::Hint(name) | Data::Value(name, _)) = data;
+            self.warnings.push(format!("mount {}: option {name} has no meaning for a bind", destination.display()));
+        }
     }
 
     fn idmap(&self, mount: &Mount, option: Option<bool>) -> Result<Option<IdMapping>, Error> {
@@ -257,12 +204,12 @@ impl Plan {
         let own_namespace = self.namespaces.has(LinuxNamespaceType::Cgroup);
         match &context.cgroup {
             CgroupView::V2 { .. } if own_namespace => CgroupMount::V2,
-            CgroupView::V2 { own } => CgroupMount::Bound { source: self.source(own.clone(), true) },
+            CgroupView::V2 { own } => CgroupMount::Bound { source: self.source(Source::below(own, true)) },
             CgroupView::V1 { hierarchies } => CgroupMount::V1 {
                 hierarchies: hierarchies
                     .iter()
                     .map(|(name, controllers, own)| {
-                        let source = (!own_namespace).then(|| self.source(own.clone(), false));
+                        let source = (!own_namespace).then(|| self.source(Source::below(own, false)));
                         (name.clone(), controllers.clone(), source)
                     })
                     .collect(),
@@ -296,6 +243,11 @@ impl Plan {
     }
 }
 
+/// Whether the file system takes an SELinux context at all; those of the kernel itself label their files by policy.
+fn takes_label(kind: &str) -> bool {
+    !matches!(kind, "proc" | "sysfs" | "mqueue" | "cgroup" | "cgroup2")
+}
+
 /// Nothing but a procfs on /proc, and nothing below it but what only reports (CVE-2019-16884).
 fn check_proc(destination: &Path, kind: &str, is_bind: bool) -> Result<(), Error> {
     if destination == Path::new("/proc") {
@@ -315,21 +267,6 @@ fn check_proc(destination: &Path, kind: &str, is_bind: bool) -> Result<(), Error
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parse(options: &[&str]) -> Options {
-        Options::parse(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn options_are_sorted_by_what_they_are() {
-        let options = parse(&["rbind", "ro", "nosuid", "rro", "rprivate", "size=64k", "noatime", "strictatime", "rw"]);
-        assert_eq!(options.bind, Some(true));
-        assert_eq!(options.attributes.set, attribute::NOSUID | attribute::STRICTATIME);
-        assert_eq!(options.attributes.clear, attribute::RDONLY | attribute::ATIME);
-        assert_eq!(options.attributes.recursive_set, attribute::RDONLY);
-        assert_eq!(options.attributes.propagation, [(MsFlags::MS_PRIVATE.bits(), true)]);
-        assert_eq!(options.data, [Data::Value("size".to_owned(), "64k".to_owned())]);
-    }
 
     #[test]
     fn proc_is_guarded() {

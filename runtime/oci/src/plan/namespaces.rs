@@ -34,7 +34,7 @@ pub(crate) fn kind(typ: LinuxNamespaceType) -> Kind {
 }
 
 impl Namespaces {
-    pub(super) fn plan(linux: &Linux) -> Result<Self, Error> {
+    pub(super) fn plan(linux: &Linux, default_maps: &Maps, warnings: &mut Vec<String>) -> Result<Self, Error> {
         let mut namespaces = Self::default();
         for namespace in linux.namespaces().iter().flatten() {
             let typ = namespace.typ();
@@ -57,10 +57,18 @@ impl Namespaces {
         });
         let maps = Maps { uids: ranges(linux.uid_mappings()), gids: ranges(linux.gid_mappings()) };
         if namespaces.new.contains(&Kind::User) {
-            if maps.uids.is_empty() || maps.gids.is_empty() {
-                return Err(invalid("linux.uidMappings", "a new user namespace needs uidMappings and gidMappings"));
-            }
-            namespaces.maps = maps;
+            namespaces.maps = match (maps.uids.is_empty(), maps.gids.is_empty()) {
+                (false, false) => maps,
+                (true, true) if !default_maps.uids.is_empty() => {
+                    let count: u64 = default_maps.uids.iter().map(|range| u64::from(range.length)).sum();
+                    warnings.push(format!(
+                        "linux.uidMappings: a new user namespace has none: the caller's id becomes root, with {} subordinate ids behind it",
+                        count.saturating_sub(1)
+                    ));
+                    default_maps.clone()
+                }
+                _ => return Err(invalid("linux.uidMappings", "uidMappings and gidMappings come together")),
+            };
         } else if !(namespaces.has(LinuxNamespaceType::User) || maps.uids.is_empty() && maps.gids.is_empty()) {
             return Err(invalid("linux.uidMappings", "needs a user namespace in linux.namespaces"));
         }

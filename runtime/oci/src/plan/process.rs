@@ -3,16 +3,15 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Capabilities, IOPriorityClass, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
-    LinuxSchedulerPolicy, LinuxSeccomp, LinuxSeccompAction, MemoryPolicyFlagType, MemoryPolicyModeType, Process,
-    Scheduler,
+    Capabilities, IOPriorityClass, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain, LinuxSeccomp,
+    LinuxSeccompAction, MemoryPolicyFlagType, MemoryPolicyModeType, Process,
 };
 use runtime_linux::capability::{self, Set, Sets};
-use runtime_linux::process::Scheduling;
 use runtime_linux::rlimit::Resource;
 use runtime_linux::seccomp;
 
 use super::invalid;
+use super::scheduler;
 use super::steps::Step;
 use crate::error::Error;
 
@@ -22,9 +21,13 @@ const DEFAULT_UMASK: u32 = 0o022;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProcessContext<'a> {
     pub seccomp: Option<&'a LinuxSeccomp>,
+    /// A call that the profile names and nobody knows is an error.
+    pub strict_seccomp: bool,
     pub personality: Option<&'a LinuxPersonality>,
     pub memory_policy: Option<&'a LinuxMemoryPolicy>,
     pub preserve_fds: u32,
+    /// The process keeps the runtime's own supplementary groups.
+    pub keep_groups: bool,
     /// exec has no hooks and takes `execCPUAffinity`.
     pub is_exec: bool,
 }
@@ -43,10 +46,10 @@ pub(crate) fn process_steps(
     let user = process.user();
     let terminal = process.terminal() == Some(true);
     if !terminal && user.uid() != 0 {
-        setup.push(Step::Stdio { uid: user.uid() });
+        setup.push(Step::Stdio { uid: user.uid(), gid: user.gid() });
     }
     let no_new_privileges = process.no_new_privileges() == Some(true);
-    let filter = context.seccomp.map(|profile| compile(profile, warnings)).transpose()?;
+    let filter = context.seccomp.map(|profile| compile(profile, context.strict_seccomp, warnings)).transpose()?;
     let wanted = sets(process, warnings);
     // The filter goes on last, so that it need not allow what we do ourselves; without no_new_privs that takes CAP_SYS_ADMIN.
     let keep_admin = filter.is_some() && !no_new_privileges;
@@ -55,7 +58,7 @@ pub(crate) fn process_steps(
     setup.push(Step::Identity {
         uid: user.uid(),
         gid: user.gid(),
-        groups: user.additional_gids().clone(),
+        groups: (!context.keep_groups).then(|| user.additional_gids().clone().unwrap_or_default()),
         capabilities: wanted,
         keep_admin,
     });
@@ -100,8 +103,8 @@ fn check(process: &Process) -> Result<(), Error> {
 }
 
 fn labels(process: &Process, setup: &mut Vec<Step>) -> Result<(), Error> {
-    if process.selinux_label().as_ref().is_some_and(|label| !label.is_empty()) {
-        return Err(invalid("process.selinuxLabel", "SELinux labels are not supported"));
+    if let Some(label) = process.selinux_label().as_ref().filter(|label| !label.is_empty()) {
+        setup.push(Step::Selinux(label.clone()));
     }
     if let Some(profile) = process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty()) {
         setup.push(Step::AppArmor(profile.clone()));
@@ -126,7 +129,7 @@ fn limits(process: &Process, setup: &mut Vec<Step>) -> Result<(), Error> {
 
 fn scheduling(process: &Process, context: &ProcessContext<'_>, setup: &mut Vec<Step>) -> Result<(), Error> {
     if let Some(scheduler) = process.scheduler() {
-        setup.push(Step::Scheduler(scheduler_attributes(scheduler)));
+        setup.push(Step::Scheduler(scheduler::attributes(scheduler)?));
     }
     if let Some(priority) = process.io_priority() {
         let class = match priority.class() {
@@ -159,40 +162,6 @@ fn scheduling(process: &Process, context: &ProcessContext<'_>, setup: &mut Vec<S
         }));
     }
     Ok(())
-}
-
-fn scheduler_attributes(scheduler: &Scheduler) -> Scheduling {
-    let policy = match scheduler.policy() {
-        LinuxSchedulerPolicy::SchedOther => 0,
-        LinuxSchedulerPolicy::SchedFifo => 1,
-        LinuxSchedulerPolicy::SchedRr => 2,
-        LinuxSchedulerPolicy::SchedBatch => 3,
-        LinuxSchedulerPolicy::SchedIso => 4,
-        LinuxSchedulerPolicy::SchedIdle => 5,
-        LinuxSchedulerPolicy::SchedDeadline => 6,
-    };
-    let flags = scheduler.flags().iter().flatten().fold(0, |flags, flag| {
-        flags
-            | match flag {
-                LinuxSchedulerFlag::SchedResetOnFork => 0x01,
-                LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
-                LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
-                LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
-                LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
-                LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
-                LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
-            }
-    });
-    Scheduling {
-        size: 0,
-        policy,
-        flags,
-        nice: scheduler.nice().unwrap_or(0),
-        priority: scheduler.priority().and_then(|priority| u32::try_from(priority).ok()).unwrap_or(0),
-        runtime: scheduler.runtime().unwrap_or(0),
-        deadline: scheduler.deadline().unwrap_or(0),
-        period: scheduler.period().unwrap_or(0),
-    }
 }
 
 fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<Step, Error> {
@@ -258,17 +227,25 @@ fn sets(process: &Process, warnings: &mut Vec<String>) -> Sets {
     }
 }
 
-fn compile(profile: &LinuxSeccomp, warnings: &mut Vec<String>) -> Result<seccomp::Filter, Error> {
+fn compile(profile: &LinuxSeccomp, is_strict: bool, warnings: &mut Vec<String>) -> Result<seccomp::Filter, Error> {
     let notifies = |rule: &oci_spec::runtime::LinuxSyscall| rule.action() == LinuxSeccompAction::ScmpActNotify;
     let has_notify = profile.syscalls().iter().flatten().any(notifies);
     if has_notify && profile.listener_path().is_none() {
         return Err(invalid("linux.seccomp.listenerPath", "SCMP_ACT_NOTIFY needs an agent to notify"));
     }
+    if profile.listener_path().is_none() && profile.listener_metadata().is_some() {
+        return Err(invalid("linux.seccomp.listenerMetadata", "must not be set without listenerPath"));
+    }
     if !has_notify && profile.listener_path().is_some() {
         warnings.push("linux.seccomp.listenerPath is not used: no rule has SCMP_ACT_NOTIFY".to_owned());
     }
     // Names that no architecture knows are normal in profiles written for newer kernels, so they are not worth a warning each start.
-    seccomp::compile(profile).map_err(|error| invalid("linux.seccomp", &error.to_string()))
+    let filter = seccomp::compile(profile).map_err(|error| invalid("linux.seccomp", &error.to_string()))?;
+    if is_strict && !filter.unknown.is_empty() {
+        let reason = format!("unknown system calls: {}", filter.unknown.join(", "));
+        return Err(invalid("linux.seccomp.syscalls", &reason));
+    }
+    Ok(filter)
 }
 
 /// The environment's entry that says where programs are looked for.

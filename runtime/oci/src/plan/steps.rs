@@ -32,6 +32,8 @@ pub(crate) struct MountAttributes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Data {
     Flag(String),
+    /// A flag that means nothing to the file systems that do not know it.
+    Hint(String),
     Value(String, String),
 }
 
@@ -55,6 +57,10 @@ pub(crate) struct BindMount {
     /// Into `Plan::sources`.
     pub source: usize,
     pub idmap: Option<IdMapping>,
+    /// A source that is a symlink is not bound but copied.
+    pub copy_symlink: bool,
+    /// A symlink at the destination is not followed.
+    pub nofollow: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +78,10 @@ pub(crate) enum MountStep {
     Filesystem(FilesystemMount),
     Bind(BindMount),
     Cgroup(CgroupMount),
+    /// Changes what is mounted already: its attributes, and with options its superblock too.
+    Remount {
+        superblock: Option<Vec<Data>>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +94,9 @@ pub(crate) struct DeviceNode {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
-    /// In a user namespace, where mknod is forbidden: the host's own node, into `Plan::sources`.
+    /// Of runtime-spec's, not the configuration's own.
+    pub is_default: bool,
+    /// In a user namespace, where mknod is forbidden: a node from outside, into `Plan::sources`.
     pub bind: Option<usize>,
 }
 
@@ -95,13 +107,17 @@ pub(crate) enum Step {
     Keyring(String),
     /// Becomes the root of the user namespace.
     NamespaceRoot,
+    /// A new network namespace's own interface is of no use while it is down.
+    Loopback,
     CgroupNamespace,
     TimeNamespace(String),
     OomScoreAdjust(i32),
     /// Of everything inherited, so that nothing of ours reaches the host.
     Propagation(u64),
+    /// Over the old root, or at a host path where hooks look for it.
     RootBind {
         source: usize,
+        at: Option<PathBuf>,
     },
     RootOverlay(Overlay),
     /// No mount namespace: only the root directory changes.
@@ -120,6 +136,8 @@ pub(crate) enum Step {
         columns: u16,
         rows: u16,
     },
+    /// A directory of the container that is made where it is missing.
+    EnsureDirectory(PathBuf),
     RuntimeHooks,
     Hooks(Moment),
     PivotRoot,
@@ -136,8 +154,10 @@ pub(crate) enum Step {
         value: String,
     },
     AppArmor(String),
+    Selinux(String),
     Stdio {
         uid: u32,
+        gid: u32,
     },
     Rlimit {
         name: String,
@@ -161,6 +181,7 @@ pub(crate) enum Step {
     Identity {
         uid: u32,
         gid: u32,
+        /// `None` keeps the runtime's own.
         groups: Option<Vec<u32>>,
         capabilities: Sets,
         keep_admin: bool,
@@ -203,6 +224,7 @@ impl fmt::Display for Step {
             Self::Session => f.write_str("start a new session"),
             Self::Keyring(name) => write!(f, "join new session keyring {name}"),
             Self::NamespaceRoot => f.write_str("become root of the user namespace"),
+            Self::Loopback => f.write_str("bring up the loopback interface"),
             Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),
             Self::TimeNamespace(_) => f.write_str("unshare the time namespace and set its offsets"),
             Self::OomScoreAdjust(value) => write!(f, "set oom_score_adj to {value}"),
@@ -214,10 +236,12 @@ impl fmt::Display for Step {
                 MountStep::Filesystem(mount) => write!(f, "mount {} at {}", mount.kind, destination.display()),
                 MountStep::Bind(_) => write!(f, "bind mount at {}", destination.display()),
                 MountStep::Cgroup(_) => write!(f, "mount cgroup at {}", destination.display()),
+                MountStep::Remount { .. } => write!(f, "remount {}", destination.display()),
             },
             Self::Device(node) => write!(f, "create device {}", node.path.display()),
             Self::Link(path, target) => write!(f, "link {} to {}", path.display(), target.display()),
             Self::Console { .. } => f.write_str("open a terminal"),
+            Self::EnsureDirectory(path) => write!(f, "make directory {} where it is missing", path.display()),
             Self::RuntimeHooks => f.write_str("run prestart and createRuntime hooks"),
             Self::Hooks(Moment::CreateContainer) => f.write_str("run createContainer hooks"),
             Self::Hooks(Moment::StartContainer) => f.write_str("run startContainer hooks"),
@@ -231,7 +255,8 @@ impl fmt::Display for Step {
             Self::Domainname(name) => write!(f, "set domainname {name}"),
             Self::Sysctl { key, value, .. } => write!(f, "set sysctl {key} to {value}"),
             Self::AppArmor(profile) => write!(f, "set AppArmor profile {profile} for exec"),
-            Self::Stdio { uid } => write!(f, "give the standard streams to uid {uid}"),
+            Self::Selinux(label) => write!(f, "set SELinux label {label} for exec"),
+            Self::Stdio { uid, gid } => write!(f, "give the standard streams to {uid}:{gid}"),
             Self::Rlimit { name, soft, hard, .. } => write!(f, "set {name} to {soft}:{hard}"),
             Self::Scheduler(_) => f.write_str("set the scheduler"),
             Self::IoPriority { class, level } => write!(f, "set I/O priority class {class} level {level}"),
@@ -241,7 +266,7 @@ impl fmt::Display for Step {
             Self::NoNewPrivileges => f.write_str("set no_new_privs"),
             Self::Identity { uid, gid, .. } => write!(f, "set capabilities and become uid {uid} gid {gid}"),
             Self::Umask(mask) => write!(f, "set umask {mask:04o}"),
-            Self::WorkingDirectory(path) => write!(f, "change to working directory {}", path.display()),
+            Self::WorkingDirectory(path) => write!(f, "chdir to working directory {}", path.display()),
             // runc's words, which podman and the kubelet look for.
             Self::FindProgram | Self::Exec => f.write_str("exec"),
             Self::CloseDescriptors => f.write_str("close descriptors from 3 on at exec"),

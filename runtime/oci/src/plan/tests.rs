@@ -14,6 +14,8 @@ fn plan(config: Value) -> Result<Plan, Error> {
         keyring: Some("_ses.x".to_owned()),
         cgroup: CgroupView::V2 { own: "/sys/fs/cgroup/x".into() },
         preserve_fds: 0,
+        default_maps: Maps::default(),
+        mount_label: None,
     };
     Plan::new(&spec, &context)
 }
@@ -73,12 +75,12 @@ fn a_plan_is_printed_in_order() {
     make / read-only
     set hostname h
     set RLIMIT_NOFILE to 1:2
-    give the standard streams to uid 7
+    give the standard streams to 7:8
     close descriptors from 3 on at exec
     set umask 0022
     set capabilities and become uid 7 gid 8
     set no_new_privs
-    change to working directory /
+    chdir to working directory /
     exec
     wait for start
     load seccomp filter of 7 instructions

@@ -10,3 +10,6 @@ mod harness;
 mod library;
 mod lifecycle;
 mod limits;
+mod mounts;
+mod network;
+mod specification;

@@ -106,6 +106,14 @@ fn what_cannot_work_is_refused() {
             Error::ArgumentIndex { call: "dup".to_owned(), index: 6 },
         ),
         (r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":5000}"#, Error::Errno { errno: 5000 }),
+        (
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","defaultErrnoRet":1}"#,
+            Error::NoErrno { action: "SCMP_ACT_ALLOW".to_owned(), errno: 1 },
+        ),
+        (
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":[],"action":"SCMP_ACT_KILL"}]}"#,
+            Error::NoNames { action: "SCMP_ACT_KILL".to_owned() },
+        ),
     ] {
         assert_eq!(compile(&profile(json)), Err(expect));
     }

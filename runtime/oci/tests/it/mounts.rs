@@ -1,0 +1,148 @@
+//! Mount entries beyond the usual: symlinks on either side, remount, what lies over the root, user namespaces without maps.
+
+use std::os::unix::fs::symlink;
+
+use serde_json::{Value, json};
+
+use crate::harness::World;
+
+fn shell(script: &str) -> World {
+    World::new(&["sh", "-c", script])
+}
+
+fn mount(world: &mut World, mount: Value) {
+    world.config["mounts"].as_array_mut().expect("mounts").push(mount);
+}
+
+fn namespace(world: &mut World, namespace: Value) {
+    world.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(namespace);
+}
+
+#[test]
+fn a_destination_behind_a_dangling_link_is_made_inside() {
+    let mut world = shell("cat /link; cat /made/inside/here");
+    symlink("../../made/inside/here", world.rootfs().join("link")).expect("symlink");
+    let source = world.path("source");
+    std::fs::write(&source, "content\n").expect("write");
+    mount(&mut world, json!({"destination": "/link", "type": "bind", "source": source, "options": ["bind"]}));
+    assert_eq!(world.run().good(), "content\ncontent\n");
+    world.assert_gone();
+}
+
+#[test]
+fn symlinks_are_bound_copied_or_covered() {
+    let mut world = shell("readlink /copied; readlink /bound; cat /covered; readlink /covered || echo file");
+    let (link, file) = (world.path("source-link"), world.path("source-file"));
+    symlink("point-to-nowhere", &link).expect("symlink");
+    std::fs::write(&file, "content\n").expect("write");
+    for name in ["bound", "covered"] {
+        symlink("/elsewhere", world.rootfs().join(name)).expect("symlink");
+    }
+    mount(
+        &mut world,
+        json!({"destination": "/copied", "type": "bind", "source": link, "options": ["rbind", "copy-symlink"]}),
+    );
+    let options = json!(["bind", "src-nofollow", "dest-nofollow"]);
+    mount(&mut world, json!({"destination": "/bound", "type": "bind", "source": link, "options": options}));
+    mount(
+        &mut world,
+        json!({"destination": "/covered", "type": "bind", "source": file, "options": ["bind", "dest-nofollow"]}),
+    );
+    assert_eq!(world.run().good(), "point-to-nowhere\npoint-to-nowhere\ncontent\nfile\n");
+    assert!(!world.rootfs().join("elsewhere").exists());
+    world.assert_gone();
+}
+
+#[test]
+fn remount_changes_what_an_earlier_entry_made() {
+    let mut world = shell("grep ' /mnt ' /proc/self/mountinfo; touch /mnt/x || echo refused");
+    symlink("busybox", world.rootfs().join("bin/grep")).expect("symlink");
+    mount(
+        &mut world,
+        json!({"destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "iversion"]}),
+    );
+    mount(
+        &mut world,
+        json!({"destination": "/mnt", "source": "none", "options": ["remount", "size=128k", "ro", "nosuid"]}),
+    );
+    let out = world.run().good();
+    assert!(out.contains("size=128k") && out.contains(" ro,nosuid") && out.ends_with("refused\n"), "{out}");
+    // With bind only the mount changes, not its file system.
+    let last = world.config["mounts"].as_array().expect("mounts").len() - 1;
+    world.config["mounts"][last] = json!({"destination": "/mnt", "options": ["remount", "bind", "nosuid", "noexec"]});
+    let out = world.run().good();
+    assert!(out.contains("size=64k") && out.contains(" rw,nosuid,noexec"), "{out}");
+    world.assert_gone();
+}
+
+#[test]
+fn what_is_mounted_over_the_root_is_the_root() {
+    let mut world = World::new(&["/data/cat", "/data/file"]);
+    let data = world.path("data");
+    std::fs::create_dir(&data).expect("mkdir");
+    std::fs::copy("/bin/busybox", data.join("cat")).expect("copy");
+    std::fs::write(data.join("file"), "from below\n").expect("write");
+    let mounts = world.config["mounts"].as_array_mut().expect("mounts");
+    mounts.insert(0, json!({"destination": "/", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}));
+    mounts.push(json!({"destination": "/data", "type": "bind", "source": data, "options": ["rbind", "ro"]}));
+    assert_eq!(world.run().good(), "from below\n");
+    world.config["mounts"][0]["options"] = json!(["tmpcopyup"]);
+    assert!(world.run().bad().contains("tmpcopyup on /"));
+    world.assert_gone();
+}
+
+#[test]
+fn a_user_namespace_without_maps_has_its_caller_as_root() {
+    let mut world = shell("id -u; cat /proc/self/uid_map");
+    namespace(&mut world, json!({"type": "user"}));
+    // Ids that are not mapped cannot own the terminals.
+    let mounts = world.config["mounts"].as_array_mut().expect("mounts");
+    for mount in mounts.iter_mut().filter(|mount| mount["type"] == "devpts") {
+        mount["options"] = json!(["newinstance", "ptmxmode=0666"]);
+    }
+    let said = world.run();
+    assert!(said.err.contains("the caller's id becomes root"), "{said:?}");
+    let out = said.good();
+    let words: Vec<_> = out.split_ascii_whitespace().take(4).collect();
+    assert_eq!(words, ["0", "0", "0", "1"]);
+}
+
+#[test]
+fn devices_of_a_user_namespace_are_as_they_were_asked_for() {
+    let mut world = shell(
+        "stat -c '%F %t:%T %a %u:%g' /dev/own; grep ' /dev/null ' /proc/self/mountinfo; echo x > /dev/own && echo works",
+    );
+    symlink("busybox", world.rootfs().join("bin/grep")).expect("symlink");
+    namespace(&mut world, json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    world.config["linux"]["uidMappings"] = map.clone();
+    world.config["linux"]["gidMappings"] = map;
+    world.config["linux"]["devices"] =
+        json!([{"path": "/dev/own", "type": "c", "major": 1, "minor": 3, "uid": 10, "gid": 11, "fileMode": 0o642}]);
+    world.config["process"]["capabilities"] = json!({});
+    world.config["process"]["user"] = json!({"uid": 10, "gid": 11});
+    let out = world.run().good();
+    assert!(out.starts_with("character special file 1:3 642 10:11\n"), "{out}");
+    assert!(out.contains("nosuid,noexec") && out.ends_with("works\n"), "{out}");
+    world.assert_gone();
+}
+
+/// A sysfs belongs to the network namespace's owner; the host's is seen, and nothing of it can be written (CVE-2023-25809).
+#[test]
+fn the_hosts_sysfs_stands_in_read_only() {
+    let mut world = shell("ls /sys/class > /dev/null && echo there; grep ' /sys' /proc/self/mountinfo");
+    symlink("busybox", world.rootfs().join("bin/grep")).expect("symlink");
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    world.config["linux"]["uidMappings"] = map.clone();
+    world.config["linux"]["gidMappings"] = map;
+    world.config["linux"]["namespaces"] =
+        json!([{"type": "mount"}, {"type": "pid"}, {"type": "uts"}, {"type": "ipc"}, {"type": "user"}]);
+    let mounts = world.config["mounts"].as_array_mut().expect("mounts");
+    mounts.retain(|mount| mount["type"] != "cgroup");
+    mounts.iter_mut().filter(|mount| mount["type"] == "sysfs").for_each(|mount| mount["options"] = json!(["nosuid"]));
+    let out = world.run().good();
+    let (first, table) = out.split_once('\n').expect("lines");
+    assert_eq!(first, "there");
+    assert!(table.lines().count() > 0 && table.lines().all(|line| line.contains(" ro,")), "{table}");
+    world.assert_gone();
+}
