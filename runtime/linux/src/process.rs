@@ -154,6 +154,16 @@ pub fn set_cpu_affinity(pid: i32, cpus: &[usize]) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Every CPU that the cgroup allows: of a mask with all bits the kernel takes those.
+pub fn reset_cpu_affinity() -> Result<(), Errno> {
+    /// More CPUs than Linux has (`CONFIG_NR_CPUS`), and no allocation.
+    const WORDS: usize = 8192 / 64;
+    let mask = [u64::MAX; WORDS];
+    // SAFETY: the mask is as long as is said and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&mask), mask.as_ptr()) })?;
+    Ok(())
+}
+
 /// NUMA memory policy of this process; `mode` with its flags, `nodes` as numbers.
 pub fn set_memory_policy(mode: i32, nodes: &[usize]) -> Result<(), Errno> {
     let mut mask = [0u64; 16];

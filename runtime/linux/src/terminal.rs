@@ -76,10 +76,20 @@ pub struct RawMode {
 impl RawMode {
     /// `ENOTTY` where the descriptor is not a terminal.
     pub fn enter(terminal: impl AsFd) -> Result<Self, Errno> {
+        Self::enter_but(terminal, termios::OutputFlags::empty())
+    }
+
+    /// What is written still has its newlines translated: for who relays a terminal that does not, see [`clear_newline_translation`].
+    pub fn enter_for_input(terminal: impl AsFd) -> Result<Self, Errno> {
+        Self::enter_but(terminal, termios::OutputFlags::OPOST)
+    }
+
+    fn enter_but(terminal: impl AsFd, kept: termios::OutputFlags) -> Result<Self, Errno> {
         let terminal = terminal.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
         let before = termios::tcgetattr(&terminal)?;
         let mut raw = before.clone();
         termios::cfmakeraw(&mut raw);
+        raw.output_flags |= before.output_flags & kept;
         termios::tcsetattr(&terminal, SetArg::TCSANOW, &raw)?;
         Ok(Self { terminal, before })
     }

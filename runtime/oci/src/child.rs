@@ -14,6 +14,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use runtime_linux::clone::exit_now;
 use runtime_linux::proc::Proc;
 use runtime_linux::rooted::Root;
@@ -240,6 +243,8 @@ fn enter(child: &mut Child<'_>, held: &mut Held) -> Done {
         Order::Go(pid) => child.state.pid = pid,
         other => return Err(Refusal::words(format!("expected to go on, was told {other:?}"))),
     }
+    // Ours may be one CPU that our caller was put on; the container's are what its cgroup has.
+    process::reset_cpu_affinity()?;
     // Not before: an unprivileged parent could not write the id maps of a process that is not dumpable.
     executable::set_undumpable()?;
     let needs_proc = |step: &Step| {
@@ -270,15 +275,37 @@ fn wait_for_start(sync: &OwnedFd, listener: &OwnedFd) -> Result<(OwnedFd, Watch)
         Order::Commit => {}
         _ => return Err(Errno::EPROTO),
     }
+    let deadly = deadly_signals();
+    deadly.thread_block()?;
+    let signals = SignalFd::with_flags(&deadly, SfdFlags::SFD_CLOEXEC)?;
     loop {
+        let mut ready =
+            [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut ready, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno),
+        }
+        if ready[1].any() == Some(true) {
+            let number = signals.read_signal()?.map_or(0, |signal| signal.ssi_signo);
+            exit_now(128 + i32::try_from(number).unwrap_or(0));
+        }
         let starter = local_socket::accept(listener)?;
         let mut word = [0; 1];
         if nix::unistd::read(&starter, &mut word) == Ok(1)
             && let Some(watch) = crate::start::watch(word[0])
         {
+            deadly.thread_unblock()?;
             return Ok((starter, watch));
         }
     }
+}
+
+/// What ends an ordinary process. The first of a PID namespace is deaf to them (pid_namespaces(7)), and whoever signals a container that is
+/// not started yet expects it to end.
+fn deadly_signals() -> SigSet {
+    use Signal::{SIGALRM, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+    [SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGALRM, SIGTERM, SIGUSR1, SIGUSR2].into_iter().collect()
 }
 
 fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {

@@ -69,6 +69,9 @@ impl Confinement {
                 return Err(Error::CgroupFrozen { path: self.cgroup.path().to_owned() });
             }
         }
+        if self.cgroup.is_none() {
+            return without(spec, warnings);
+        }
         self.is_ours = true;
         if self.unit.is_some() {
             return Ok(());
@@ -105,14 +108,29 @@ impl Confinement {
 
 /// Ends what `admit` and `prepare` made; the processes are gone or going.
 pub(crate) fn remove(cgroup: &Cgroup, unit: Option<&Unit>) -> Result<(), Error> {
-    if let Some(unit) = unit {
-        unit.stop()?;
+    if let Some(unit) = unit
+        && let Err(error) = unit.stop()
+        && cgroup.exists()
+    {
+        return Err(error);
     }
     Ok(cgroup.remove()?)
 }
 
 fn is_refused(error: &cgroup::Error) -> bool {
     [Errno::EACCES, Errno::EPERM, Errno::EROFS].iter().any(|errno| error.errno() == Some(*errno as i32))
+}
+
+/// Limits that nobody would hold are an error; device rules are told of, since who runs containers this way gives them none or does without.
+fn without(spec: &Spec, warnings: &mut Vec<String>) -> Result<(), Error> {
+    if asks_for_limits(spec) {
+        return Err(invalid("linux.resources", "cannot be held, because the container is to have no cgroup"));
+    }
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    if resources.is_some_and(|resources| resources.devices().as_ref().is_some_and(|rules| !rules.is_empty())) {
+        warnings.push("linux.resources.devices is not enforced, because the container is to have no cgroup".to_owned());
+    }
+    Ok(())
 }
 
 fn asks_for_limits(spec: &Spec) -> bool {

@@ -56,6 +56,8 @@ fn parse_rule(index: usize, rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
             'r' => READ,
             'w' => WRITE,
             'm' => MKNOD,
+            // Nothing to the kernel, but runc takes it and so it is in use.
+            'a' => 0,
             _ => return Err(wrong(format!("access {letters:?} is not made of r, w and m"))),
         };
     }

@@ -5,11 +5,24 @@ use super::hierarchy::{Hierarchy, Version};
 use super::plan::{Step, throttle};
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxNetwork};
 
+const SWAP_NOT_COUNTED: &str = "the kernel does not account for swap (boot with swapaccount=1)";
+
 pub(super) fn memory(memory: &LinuxMemory, steps: &mut Vec<Step>) -> Result<(), Error> {
     let set = |value: Option<i64>| value.filter(|&value| value != 0);
     let limit = set(memory.limit()).map(|limit| ("memory.limit_in_bytes".to_owned(), limit.to_string()));
     match (limit, set(memory.swap())) {
         (None, None) => {}
+        (Some((file, value)), None) if value == "-1" => {
+            // Memory cannot be unlimited while memory and swap together are not.
+            steps.push(Step::Optional {
+                controller: "memory",
+                field: "memory.limit",
+                file: "memory.memsw.limit_in_bytes".to_owned(),
+                value: value.clone(),
+                why: "",
+            });
+            steps.push(Step::write("memory", "memory.limit", &file, value));
+        }
         (Some(limit), None) => {
             steps.push(Step::Write { controller: "memory", field: "memory.limit", alternatives: vec![limit] });
         }
@@ -49,7 +62,7 @@ pub(super) fn memory(memory: &LinuxMemory, steps: &mut Vec<Step>) -> Result<(), 
 /// Memory and memory+swap: the kernel keeps the first at or below the second at every moment, so the order depends on whether they
 /// rise or fall. Where swap is not accounted for, the memory limit alone is set.
 fn both_limits(limit: Option<(String, String)>, swap: i64, steps: &mut Vec<Step>) {
-    let why = "the kernel does not account for swap (boot with swapaccount=1)";
+    let why = SWAP_NOT_COUNTED;
     let swap_step = Step::Optional {
         controller: "memory",
         field: "memory.swap",

@@ -28,7 +28,7 @@ pub(super) enum Step {
         field: &'static str,
         alternatives: Vec<(String, String)>,
     },
-    /// A file that may be missing; then the reason is told.
+    /// A file that may be missing; then the reason is told, unless it is empty and nobody misses the file.
     Optional {
         controller: &'static str,
         field: &'static str,
@@ -220,7 +220,7 @@ pub(super) fn execute(cgroup: &Cgroup, step: &Step, ignored: &mut Vec<Ignored>) 
                 Some(directory) => file::write_if_present(&directory.join(name), value)?,
                 None => false,
             };
-            if !written {
+            if !written && !why.is_empty() {
                 ignored.push(Ignored { field: (*field).to_owned(), why: (*why).to_owned() });
             }
         }

@@ -9,7 +9,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use runtime_linux::cgroup::{Cgroup, OomWatch};
 use runtime_linux::pidfd;
 use runtime_oci::{ContainerId, StateRoot, Status};
-use serde_json::json;
 
 use super::arguments::Events;
 use super::lifecycle::parse_id;
@@ -50,7 +49,7 @@ fn watch(id: &ContainerId, cgroup: &Cgroup, process: &OwnedFd, interval: PollTim
         let (has_ended, has_event) = wait(process, watch.as_ref(), timeout)?;
         if has_event && let Some(now) = watch.as_ref().and_then(|watch| watch.kills().ok().flatten()) {
             for _ in kills..now {
-                print(&format!("{}\n", json!({ "type": "oom", "id": id.as_str() })))?;
+                print(&format!("{{\"type\":\"oom\",\"id\":\"{id}\"}}\n"))?;
             }
             kills = kills.max(now);
         }

@@ -165,7 +165,10 @@ fn add_capabilities(mut sets: LinuxCapabilities, names: &[String]) -> Result<Lin
         Some(set)
     };
     let (bounding, effective, permitted) = (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
-    sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+    let inheritable = sets.inheritable().clone().unwrap_or_default();
+    let mut ambient = sets.ambient().clone().unwrap_or_default();
+    ambient.extend(added.iter().copied().filter(|capability| inheritable.contains(capability)));
+    sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted).set_ambient(Some(ambient));
     Ok(sets)
 }
 

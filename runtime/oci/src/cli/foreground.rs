@@ -62,7 +62,9 @@ impl Console {
     /// `None` for a process without a terminal that is ours to relay.
     pub(crate) fn new(master: Option<OwnedFd>, is_wanted: bool) -> Result<Option<Self>, Error> {
         let Some(master) = master.filter(|_| is_wanted) else { return Ok(None) };
-        let raw = match process::standard_stream(0).map(RawMode::enter) {
+        // As from a program without a terminal: our own one, where we have one, makes lines of it.
+        terminal::clear_newline_translation(&master).map_err(Error::errno("set up the container's terminal"))?;
+        let raw = match process::standard_stream(0).map(RawMode::enter_for_input) {
             Some(Ok(raw)) => Some(raw),
             // Standard input is a file or a pipe: it is relayed as it is.
             Some(Err(Errno::ENOTTY)) | None => None,
@@ -78,6 +80,15 @@ impl Console {
         if let Some(Ok(size)) = process::standard_stream(0).map(terminal::size) {
             let _gone = terminal::set_size(&self.master, size);
         }
+    }
+
+    /// What is left to be read when the process has ended, or could not be started.
+    pub(crate) fn drain(&mut self) {
+        let is_waiting = |master: &OwnedFd| {
+            let mut ready = [PollFd::new(master.as_fd(), PollFlags::POLLIN)];
+            poll(&mut ready, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+        };
+        while is_waiting(&self.master) && self.relay(true, false) {}
     }
 
     /// Moves bytes where they wait; false when the process's side has closed.

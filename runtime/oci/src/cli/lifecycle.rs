@@ -216,8 +216,12 @@ fn run_observed(
         let _second = runtime_oci::delete(root, &id, Deletion::Force);
         error
     };
-    let console = foreground::Console::new(created.console, terminal && !run.detach).map_err(undo)?;
-    runtime_oci::start_observed(root, &id, observer).map_err(|error| undo(error.into()))?;
+    let mut console = foreground::Console::new(created.console, terminal && !run.detach).map_err(undo)?;
+    runtime_oci::start_observed(root, &id, observer).map_err(|error| {
+        // What hooks of the container, or its program, had to say is on its terminal.
+        console.iter_mut().for_each(foreground::Console::drain);
+        undo(error.into())
+    })?;
     reporter.debug(|| format!("container {id} is started"));
     let Some(signals) = signals else { return Ok(0) };
     Wait { root, id: &id, process: &created.pidfd, signals: &signals, keep: run.keep, reporter }.for_end(console)

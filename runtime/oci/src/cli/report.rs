@@ -138,6 +138,8 @@ impl Reporter {
         let for_people = match (self.format, &self.destination, level) {
             (LogFormat::Json, Destination::Stderr, _) | (_, _, LogLevel::Debug) => line,
             (_, _, LogLevel::Warning) => format!("{}: warning: {text}\n", program_name()),
+            // The kernel's answer to the container's program is the container's, as a shell would say it, and runc does.
+            (_, _, LogLevel::Error) if text.starts_with("exec /") => format!("{text}\n"),
             (_, _, LogLevel::Error) => format!("{}: {text}\n", program_name()),
         };
         // Nobody is left to be told when standard error is closed.

@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 
+use runtime_linux::cgroup::{Hierarchy, Mode};
 use serde_json::{Value, json};
 
 use super::Error;
@@ -17,6 +18,12 @@ pub(crate) fn write(spec: &Spec) -> Result<u8, Error> {
     };
     let what = || format!("write {}; move an old one away first", path.display());
     let mut value = base();
+    // A v1 hierarchy says where one is all the same, and what was made for it reads that.
+    if Hierarchy::detect().is_ok_and(|hierarchy| hierarchy.mode() == Mode::Unified)
+        && let Some(namespaces) = value["linux"]["namespaces"].as_array_mut()
+    {
+        namespaces.push(json!({ "type": "cgroup" }));
+    }
     if spec.rootless {
         make_rootless(&mut value);
     }
@@ -72,7 +79,6 @@ fn base() -> Value {
             "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
             "namespaces": [
                 { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
-                { "type": "cgroup" },
             ],
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",

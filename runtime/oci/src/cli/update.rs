@@ -26,8 +26,9 @@ pub(crate) fn update(root: &StateRoot, update: &Update, reporter: &Reporter) -> 
         l3_cache: update.limits.l3_cache_schema.clone(),
         memory_bandwidth: update.limits.mem_bw_schema.clone(),
     };
-    if resources == LinuxResources::default() && schemata == Schemata::default() {
-        reporter.warnings(&warnings);
+    let is_empty = resources == LinuxResources::default() && schemata == Schemata::default();
+    // What is in a file and not known has been told.
+    if is_empty && warnings.is_empty() {
         return Err(Error::Usage("nothing to update: give a limit, or --resources".to_owned()));
     }
     warnings.extend(runtime_oci::update(root, &id, &resources, &schemata)?);

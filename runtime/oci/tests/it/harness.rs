@@ -82,6 +82,11 @@ impl World {
         assert_eq!(made.code, 0, "{made:?}");
         let text = std::fs::read(world.bundle().join("config.json")).expect("config.json");
         world.config = serde_json::from_slice(&text).expect("json");
+        let namespaces = world.config["linux"]["namespaces"].as_array_mut().expect("namespaces");
+        if !namespaces.contains(&json!({"type": "cgroup"})) {
+            // `spec` leaves it out on cgroup v1.
+            namespaces.push(json!({"type": "cgroup"}));
+        }
         world.config["process"]["terminal"] = json!(false);
         world.config["process"]["args"] = json!(args);
         world.config["root"]["readonly"] = json!(false);

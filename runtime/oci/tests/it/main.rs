@@ -3,6 +3,8 @@
 //! Every test has its own directory, container ids and cgroups, and removes them also when it fails.
 
 mod attacks;
+mod checkpoint;
+mod commands;
 mod container;
 mod exec;
 mod explain;
@@ -12,4 +14,6 @@ mod lifecycle;
 mod limits;
 mod mounts;
 mod network;
+mod resources;
 mod specification;
+mod systemd;

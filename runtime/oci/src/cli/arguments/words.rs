@@ -8,7 +8,7 @@ use super::super::Error;
 use super::Arguments;
 
 /// As Go's command line libraries print it, which those who wrap runc look at.
-const HELP: &str = "NAME:\n   {bin} - {about}\n\nUSAGE:\n   {usage}\n\n{all-args}{after-help}";
+const HELP: &str = " - {about}\n\nUSAGE:\n   {usage}\n\n{all-args}{after-help}";
 
 /// What there is to do, or to say at once.
 pub(crate) enum Typed {
@@ -24,8 +24,11 @@ pub(crate) fn program_name() -> String {
 }
 
 pub(crate) fn parse() -> Result<Typed, Error> {
-    let command = Arguments::command().help_template(HELP).mut_subcommands(|command| command.help_template(HELP));
+    let mut command = Arguments::command();
     let words: Vec<_> = std::env::args_os().collect();
+    if words.len() == 1 || words.iter().any(|word| word == "-h" || word == "--help") {
+        command = with_help(command);
+    }
     let words = if words.iter().any(is_valued_switch) { plain_switches(&command, words) } else { words };
     match command.try_get_matches_from(words).and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => Ok(Typed::Command(Box::new(arguments))),
@@ -37,6 +40,16 @@ pub(crate) fn parse() -> Result<Typed, Error> {
             _ => Err(Error::Usage(said(&error))),
         },
     }
+}
+
+/// Only where somebody asks for it: a container's start does not pay for it.
+fn with_help(command: clap::Command) -> clap::Command {
+    let name = program_name();
+    let command = command.bin_name(&name).help_template(format!("NAME:\n   {name}{HELP}"));
+    command.mut_subcommands(|command| {
+        let template = format!("NAME:\n   {name} {}{HELP}", command.get_name());
+        command.help_template(template)
+    })
 }
 
 fn version() -> String {
