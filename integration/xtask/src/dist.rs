@@ -42,9 +42,9 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     for (package, _) in TINY {
         cargo.args(["--package", package]);
     }
-    if triple == GLIBC {
-        cargo.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
-    }
+    // At a fixed place: a position-independent program writes to fifty pages before its first line (measured: 0.43 and 0.33 ms for
+    // `--version`, 473 and 356 page faults for `run`), and each of these lives for milliseconds.
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
     finish(cargo)?;
     for (_, binary) in TINY {
         install(&target.join(triple).join("tiny").join(binary), &out.join(binary))?;

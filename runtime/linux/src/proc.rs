@@ -1,5 +1,7 @@
 //! A procfs handle that nobody can have mounted over: every write below /proc goes through it (CVE-2025-52881).
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -57,6 +59,16 @@ impl Proc {
 pub fn is_root(fd: impl AsFd) -> Result<bool, Errno> {
     let is_procfs = fstatfs(fd.as_fd())?.filesystem_type() == PROC_SUPER_MAGIC;
     Ok(is_procfs && nix::sys::stat::fstat(fd.as_fd())?.st_ino == ROOT_INODE)
+}
+
+/// Most of what the kernel writes fits; the rest is read in further pieces.
+const TEXT_BYTES: usize = 4096;
+
+/// A whole file of procfs, cgroupfs or the like. They say that they are empty, so that `std::fs` would begin with 32 bytes and double.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::with_capacity(TEXT_BYTES);
+    File::open(path)?.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 #[cfg(test)]

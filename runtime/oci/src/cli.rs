@@ -65,7 +65,14 @@ impl Error {
 const FAILED: u8 = 1;
 const EXEC_FAILED: u8 = 255;
 
+/// Those whose process comes near a container.
+const ENTERING: [&str; 4] = ["create", "exec", "restore", "run"];
+
 pub(crate) fn main() -> ExitCode {
+    if std::env::args_os().skip(1).any(|word| ENTERING.iter().any(|verb| word == *verb)) {
+        // First of all, since all that comes before is done twice. Where it fails, `secure_self` says so.
+        let _told_later = runtime_linux::executable::ensure_protected();
+    }
     let arguments = match arguments::parse() {
         Ok(Typed::Command(arguments)) => arguments,
         Ok(Typed::Print(text)) => return ExitCode::from(print(&text).map_or(FAILED, |()| 0)),

@@ -169,7 +169,7 @@ fn view(cgroup: &Cgroup) -> Result<CgroupView, Error> {
         return Ok(CgroupView::V2 { own });
     }
     let path = PathBuf::from("/proc/self/mountinfo");
-    let table = std::fs::read_to_string(&path).map_err(|source| Error::Read { path, source })?;
+    let table = runtime_linux::proc::read_text(&path).map_err(|source| Error::Read { path, source })?;
     Ok(CgroupView::V1 { hierarchies: table.lines().filter_map(|line| v1_mount(line, &below)).collect() })
 }
 

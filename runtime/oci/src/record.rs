@@ -250,7 +250,7 @@ impl Record {
 
 /// When a process started; `None` for one that is gone or a zombie.
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = runtime_linux::proc::read_text(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
     // proc_pid_stat(5): the name in parentheses may hold anything, so count from the last one.
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
     if matches!(fields.next()?, "Z" | "X" | "x") {

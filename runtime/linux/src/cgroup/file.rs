@@ -18,18 +18,26 @@ pub(super) fn write_if_present(path: &Path, value: &str) -> Result<bool, Error> 
     }
 }
 
+/// Several values to one file, which is opened once.
+pub(super) fn write_each(path: &Path, values: &[&str]) -> Result<(), Error> {
+    let error = |value: &str, source| Error::Write { path: path.to_owned(), value: value.to_owned(), source };
+    let Some(first) = values.first() else { return Ok(()) };
+    let mut file = fs::OpenOptions::new().write(true).open(path).map_err(|source| error(first, source))?;
+    values.iter().try_for_each(|value| file.write_all(value.as_bytes()).map_err(|source| error(value, source)))
+}
+
 fn write_raw(path: &Path, value: &str) -> io::Result<()> {
     // Never O_CREAT: on the real file system it fails confusingly, on a fake one it would hide a missing file.
     fs::OpenOptions::new().write(true).truncate(true).open(path)?.write_all(value.as_bytes())
 }
 
 pub(super) fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+    crate::proc::read_text(path).map_err(|source| Error::Read { path: path.to_owned(), source })
 }
 
 /// `None` when the file, or the whole cgroup, is not there.
 pub(super) fn read_if_present(path: &Path) -> Result<Option<String>, Error> {
-    match fs::read_to_string(path) {
+    match crate::proc::read_text(path) {
         Ok(text) => Ok(Some(text)),
         // ENODEV: the cgroup was removed between open and read.
         Err(error) if is_gone(&error) => Ok(None),

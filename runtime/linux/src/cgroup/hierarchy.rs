@@ -58,7 +58,7 @@ pub struct Hierarchy {
 impl Hierarchy {
     /// Reads this process's mount table.
     pub fn detect() -> Result<Self, Error> {
-        let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::Mounts)?;
+        let table = crate::proc::read_text(Path::new("/proc/self/mountinfo")).map_err(Error::Mounts)?;
         Self::parse(&table)
     }
 
