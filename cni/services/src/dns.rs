@@ -19,6 +19,7 @@ use tracing::warn;
 
 use crate::catalog::Catalog;
 
+mod alias;
 mod forward;
 pub mod zone;
 
@@ -177,7 +178,10 @@ impl Inner {
             _ if request.metadata.op_code != OpCode::Query => error(ResponseCode::NotImp),
             [query] if query.query_class() != DNSClass::IN => error(ResponseCode::Refused),
             [query] => match self.own(query) {
-                Some(answer) => respond(&request, answer),
+                Some(answer) => {
+                    let (answer, code) = alias::follow(self, answer, query.query_type()).await;
+                    respond(&request, answer, code)
+                }
                 None => match self.upstream.ask(bytes, &request, transport == Transport::Tcp).await {
                     Some(answer) => return Some(answer),
                     None => error(ResponseCode::ServFail),
@@ -195,11 +199,11 @@ impl Inner {
     }
 }
 
-fn respond(request: &Message, answer: Answer) -> Message {
+fn respond(request: &Message, answer: Answer, code: ResponseCode) -> Message {
     let mut response = Message::response(request.metadata.id, OpCode::Query);
     response.metadata.authoritative = true;
     response.metadata.recursion_available = true;
-    response.metadata.response_code = if answer.exists { ResponseCode::NoError } else { ResponseCode::NXDomain };
+    response.metadata.response_code = code;
     response.insert_answers(answer.records);
     response.insert_additionals(answer.additionals);
     response.insert_authorities(answer.authority.into_iter().collect());

@@ -40,6 +40,12 @@ fn cluster() -> Catalog {
         (service("empty", &headless), vec![]),
         (service("many", &headless), vec![slice("many", &[("db", 5432, "TCP")], &many)]),
         (service("ext", &json!({"type": "ExternalName", "externalName": "example.org"})), vec![]),
+        (service("gone", &json!({"type": "ExternalName", "externalName": "nowhere.example"})), vec![]),
+        (service("mute", &json!({"type": "ExternalName", "externalName": "silent.example"})), vec![]),
+        (service("twice", &json!({"type": "ExternalName", "externalName": "ext.default.svc.cluster.local"})), vec![]),
+        (service("inside", &json!({"type": "ExternalName", "externalName": "web.default.svc.cluster.local"})), vec![]),
+        (service("loop", &json!({"type": "ExternalName", "externalName": "loop.default.svc.cluster.local"})), vec![]),
+        (service("cut", &json!({"type": "ExternalName", "externalName": "cut.example"})), vec![]),
     ])
 }
 
@@ -226,6 +232,23 @@ async fn a_real_server_answers_forwards_and_cuts() {
     assert_eq!(by_tcp(&mut stream, &query("cut.example.", RecordType::A)).await.answers.len(), 1);
     let answer = by_udp(server, &query("silent.example.", RecordType::A)).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+
+    // Who asks for an address wants one, whatever aliases are in between.
+    let alias = async |name: &str, kind| {
+        let answer = by_udp(server, &query(&format!("{name}.default.svc.cluster.local."), kind)).await;
+        let texts: Vec<String> = answer.answers.iter().map(|record| record.data.to_string()).collect();
+        format!("{:?} {}", answer.metadata.response_code, texts.join(" "))
+    };
+    let (web, ext) = ("web.default.svc.cluster.local.", "ext.default.svc.cluster.local.");
+    assert_eq!(alias("ext", RecordType::A).await, "NoError example.org. 203.0.113.1");
+    assert_eq!(alias("ext", RecordType::CNAME).await, "NoError example.org.");
+    assert_eq!(alias("twice", RecordType::A).await, format!("NoError {ext} example.org. 203.0.113.1"));
+    assert_eq!(alias("inside", RecordType::A).await, format!("NoError {web} 10.43.1.1"));
+    assert_eq!(alias("inside", RecordType::MX).await, format!("NoError {web}"));
+    assert_eq!(alias("cut", RecordType::A).await, "NoError cut.example. 203.0.113.1");
+    assert_eq!(alias("gone", RecordType::A).await, "NXDomain nowhere.example.");
+    assert_eq!(alias("mute", RecordType::A).await, "ServFail silent.example.");
+    assert!(alias("loop", RecordType::A).await.starts_with("NoError loop."), "a loop ends");
 
     // Garbage gets FORMERR, an answer gets nothing, and the server lives on.
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
