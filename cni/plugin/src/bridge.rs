@@ -17,6 +17,8 @@ mod ipam;
 mod masquerade;
 mod wiring;
 
+pub(crate) use masquerade::TABLE_SUFFIX;
+
 /// Without it, answers between two containers of this node do not pass the rules that made them find each other.
 const BRIDGE_FILTER: [&str; 2] = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
 const FORWARD_V4: &str = "net/ipv4/ip_forward";

@@ -4,6 +4,7 @@
 //! DEL and GC need no memory. A port that another container has is refused, never overwritten. IPv4 only; a mapping
 //! with an IPv6 `hostIP` is refused by name.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use cni_netlink::nft::{Element, Family, FoundElement, NftError, Nftables, Transaction, Value as NftValue};
@@ -12,9 +13,11 @@ use cni_spec::{AddResult, Attachment, Code, Command, PluginError};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::bridge::TABLE_SUFFIX;
 use crate::{Request, failed};
 
 mod layout;
+mod stale;
 
 use layout::{AT, HAIRPIN, PORTS};
 
@@ -59,7 +62,7 @@ fn default_table() -> String {
 /// A CNI error object.
 pub fn run(request: &Request) -> Result<Value, PluginError> {
     let config: Config = request.config_as()?;
-    let table = format!("{}-cni", config.table);
+    let table = format!("{}{TABLE_SUFFIX}", config.table);
     let owner = owner_of(&Attachment {
         container_id: request.environment.container_id.clone(),
         if_name: request.environment.if_name.clone(),
@@ -73,11 +76,15 @@ pub fn run(request: &Request) -> Result<Value, PluginError> {
             add(&table, &config, &owner, previous)?;
             request.respond(previous)
         }
-        Command::Del => remove(&table, |comment| comment == owner).map(|()| Value::Null),
+        Command::Del => {
+            let ports = remove(&table, |comment| comment == owner)?;
+            stale::forget(&ports, None).map(|()| Value::Null)
+        }
         Command::Check => check(&table, &config, &owner).map(|()| Value::Null),
         Command::Gc => {
             let kept: Vec<String> = request.valid_attachments()?.iter().map(owner_of).collect();
-            remove(&table, |comment| !kept.iter().any(|owner| owner == comment)).map(|()| Value::Null)
+            let ports = remove(&table, |comment| !kept.iter().any(|owner| owner == comment))?;
+            stale::forget(&ports, None).map(|()| Value::Null)
         }
         Command::Status | Command::Version => Ok(Value::Null),
     }
@@ -112,34 +119,52 @@ fn add(table: &str, config: &Config, owner: &str, previous: &AddResult) -> Resul
     // What an ADD that was killed left under this owner.
     remove(table, |comment| comment == owner)?;
     let mut nft = Nftables::open().map_err(|error| broken(&error))?;
-    for (set, element) in &elements {
-        refuse_taken(&mut nft, table, set, element)?;
-    }
+    refuse_taken(&mut nft, &elements)?;
     let mut transaction = Transaction::new(Family::Inet);
     layout::ensure(&mut nft, &mut transaction, table).map_err(|error| broken(&error))?;
     let hairpin = [address.octets(), address.octets()].concat();
     let comment = Some(owner.to_owned());
     transaction.add_elements(table, HAIRPIN, [Element { comment, ..Element::new(hairpin, NftValue::Nothing) }]);
+    let datagrams = elements.iter().filter_map(|(_, element)| stale::udp_port(&element.key)).collect();
     for (set, element) in elements {
         transaction.add_elements(table, set, [element]);
     }
     nft.apply(transaction).map_err(|error| match error.errno() {
         Some(EEXIST) => PluginError::new(Code::TryAgainLater, "a host port was taken by another container meanwhile"),
         _ => broken(&error),
-    })
+    })?;
+    stale::forget(&datagrams, Some(address))
 }
 
-fn refuse_taken(nft: &mut Nftables, table: &str, set: &str, element: &Element) -> Result<(), PluginError> {
-    let found = nft.elements(Family::Inet, table, set).map_err(|error| broken(&error))?;
-    match found.into_iter().find(|found| found.key == element.key) {
-        None => Ok(()),
-        Some(other) => {
-            let holder = other.comment.unwrap_or_else(|| "another program".into());
-            let port = element.key.len().checked_sub(4).and_then(|at| element.key.get(at..at + 2));
-            let port = port.map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]])).unwrap_or_default();
-            Err(PluginError::new(Code::TryAgainLater, format!("host port {port} belongs to container {holder}")))
+/// A port belongs to one container of the node, whichever network (and so table) that is attached to; a port of one
+/// address also clashes with the same port of all addresses.
+fn refuse_taken(nft: &mut Nftables, elements: &[(&str, Element)]) -> Result<(), PluginError> {
+    let tables = nft.tables(Family::Inet).map_err(|error| broken(&error))?;
+    for table in tables.iter().filter(|table| table.ends_with(TABLE_SUFFIX)) {
+        for set in [PORTS, AT] {
+            let found = nft.elements(Family::Inet, table, set).map_err(|error| broken(&error))?;
+            for (own_set, element) in elements {
+                if let Some(other) = found.iter().find(|found| clashes(own_set, &element.key, set, &found.key)) {
+                    let holder = other.comment.clone().unwrap_or_else(|| "another program".into());
+                    let port = port_of(&element.key);
+                    let message = format!("host port {port} belongs to container {holder} (table {table})");
+                    return Err(PluginError::new(Code::TryAgainLater, message));
+                }
+            }
         }
     }
+    Ok(())
+}
+
+/// Keys end with protocol and port; those of `AT` begin with an address.
+fn clashes(set: &str, key: &[u8], other_set: &str, other_key: &[u8]) -> bool {
+    let port = |key: &[u8]| key.len().checked_sub(8).and_then(|at| key.get(at..)).map(<[u8]>::to_vec);
+    port(key) == port(other_key) && (set != AT || other_set != AT || key == other_key)
+}
+
+fn port_of(key: &[u8]) -> u16 {
+    let bytes = key.len().checked_sub(4).and_then(|at| key.get(at..at + 2));
+    bytes.map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]])).unwrap_or_default()
 }
 
 fn element(mapping: &PortMapping, address: Ipv4Addr, owner: &str) -> Result<(&'static str, Element), PluginError> {
@@ -171,22 +196,27 @@ fn element(mapping: &PortMapping, address: Ipv4Addr, owner: &str) -> Result<(&'s
     Ok((set, Element { comment, ..Element::new(key, NftValue::Bytes(value)) }))
 }
 
-/// Removes the elements of the owners `is_gone` chooses; no table is fine.
-fn remove(table: &str, is_gone: impl Fn(&str) -> bool) -> Result<(), PluginError> {
+/// Removes the elements of the owners `is_gone` chooses; no table is fine. The UDP ports among them.
+fn remove(table: &str, is_gone: impl Fn(&str) -> bool) -> Result<BTreeSet<u16>, PluginError> {
     let mut nft = Nftables::open().map_err(|error| broken(&error))?;
     let mut attempt = 0;
     loop {
         attempt += 1;
         let mut transaction = Transaction::new(Family::Inet);
+        let mut datagrams = BTreeSet::new();
         for set in [PORTS, AT, HAIRPIN] {
             let found = nft.elements(Family::Inet, table, set).map_err(|error| broken(&error))?;
             let gone = found.into_iter().filter(|element| element.comment.as_deref().is_some_and(&is_gone));
-            transaction.delete_elements(table, set, gone.map(|element| Element::new(element.key, NftValue::Nothing)));
+            let gone: Vec<Vec<u8>> = gone.map(|element| element.key).collect();
+            if set != HAIRPIN {
+                datagrams.extend(gone.iter().filter_map(|key| stale::udp_port(key)));
+            }
+            transaction.delete_elements(table, set, gone.into_iter().map(|key| Element::new(key, NftValue::Nothing)));
         }
         match nft.apply(transaction) {
             // Another DEL of the same container was quicker: look again.
             Err(error) if error.errno() == Some(ENOENT) && attempt < ATTEMPTS_MAX => {}
-            other => return other.map_err(|error| broken(&error)),
+            other => return other.map(|()| datagrams).map_err(|error| broken(&error)),
         }
     }
 }

@@ -95,6 +95,16 @@ impl Host {
         ConfigList::parse(list.to_string().as_bytes()).unwrap()
     }
 
+    /// A second network of the node, as another instance's would be.
+    pub(crate) fn another_list(&self) -> ConfigList {
+        let ipam =
+            json!({"type": "host-local", "dataDir": self.directory.path().join("leases"), "subnet": "10.44.0.0/24"});
+        let list = json!({"cniVersion": "1.0.0", "name": "another", "plugins": [
+            {"type": "bridge", "bridge": "br1", "isDefaultGateway": true, "table": "another", "ipam": ipam},
+            {"type": "portmap", "capabilities": {"portMappings": true}, "table": "another"}]});
+        ConfigList::parse(list.to_string().as_bytes()).unwrap()
+    }
+
     pub(crate) fn pod(&self, id: &str) -> Pod {
         self.pod_with(id, Map::new())
     }
@@ -171,6 +181,17 @@ pub(crate) fn ask_tcp(namespace: &Namespace, target: (IpAddr, u16)) -> std::io::
     Ok(seen)
 }
 
+/// A server in `namespace` that answers each datagram with its own name.
+pub(crate) fn serve_udp_as(namespace: &Namespace, port: u16, name: &'static str) {
+    let socket = namespace.within(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(name.as_bytes(), peer);
+        }
+    });
+}
+
 /// The same with one datagram each way.
 pub(crate) fn serve_udp(namespace: &Namespace, port: u16) {
     let socket = namespace.within(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap().unwrap();
@@ -184,7 +205,11 @@ pub(crate) fn serve_udp(namespace: &Namespace, port: u16) {
 
 pub(crate) fn ask_udp(namespace: &Namespace, target: (IpAddr, u16)) -> std::io::Result<String> {
     let socket = namespace.within(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).unwrap()?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    say_udp(&socket, target)
+}
+
+pub(crate) fn say_udp(socket: &UdpSocket, target: (IpAddr, u16)) -> std::io::Result<String> {
+    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
     socket.send_to(b"?", SocketAddr::from(target))?;
     let mut buffer = [0; 64];
     let (length, _) = socket.recv_from(&mut buffer)?;

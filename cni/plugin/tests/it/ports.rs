@@ -1,12 +1,12 @@
 //! Host ports.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 
 use cni_netlink::nft::{Family, Nftables};
 use cni_spec::Attachment;
 use serde_json::{Map, Value, json};
 
-use crate::host::{HOST_OUTSIDE, Host, ask_tcp, ask_udp, serve_tcp, serve_udp};
+use crate::host::{HOST_OUTSIDE, Host, ask_tcp, ask_udp, say_udp, serve_tcp, serve_udp, serve_udp_as};
 
 fn mappings(list: &Value) -> Map<String, Value> {
     json!({ "portMappings": list }).as_object().unwrap().clone()
@@ -43,12 +43,40 @@ fn host_ports_lead_to_the_container_from_everywhere() {
     assert!(error.contains("host port 8080 belongs to container p eth0"), "{error}");
     host.del(&list, &thief, None);
     ask_tcp(&host.outside, (node, 8080)).unwrap();
+    // A port of all addresses clashes with that of one, and with that of another network of this node.
+    for (port, network) in [(9090, "test"), (8080, "another")] {
+        let wanted = json!([{"hostPort": port, "containerPort": 1, "protocol": "tcp"}]);
+        let thief = host.pod_with(&format!("thief-{port}"), mappings(&wanted));
+        let list = if network == "test" { list.clone() } else { host.another_list() };
+        let error = format!("{:?}", host.add(&list, &thief).unwrap_err());
+        assert!(error.contains(&format!("host port {port} belongs to container p eth0 (table sampan-cni)")), "{error}");
+        host.del(&list, &thief, None);
+    }
 
     host.del(&list, &pod, None);
     ask_tcp(&host.outside, (node, 8080)).unwrap_err();
     let mut nft = Nftables::open_in(&host.namespace).unwrap();
     for set in ["ports", "ports-at", "ports-hairpin"] {
         assert!(nft.elements(Family::Inet, "sampan-cni", set).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn datagrams_follow_the_holder() {
+    let host = Host::new();
+    let list = host.list("1.0.0");
+    let wanted = mappings(&json!([{"hostPort": 5353, "containerPort": 53, "protocol": "udp"}]));
+    let node = (HOST_OUTSIDE.into(), 5353);
+    // One socket, so one connection to the kernel: it must not remember that nobody was there, nor who was.
+    let socket = host.outside.within(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).unwrap().unwrap();
+    say_udp(&socket, node).unwrap_err();
+    for name in ["first", "second"] {
+        let pod = host.pod_with(name, wanted.clone());
+        let result = host.add(&list, &pod).unwrap();
+        serve_udp_as(&pod.namespace, 53, name);
+        assert_eq!(say_udp(&socket, node).unwrap(), name);
+        host.del(&list, &pod, Some(&result));
+        say_udp(&socket, node).unwrap_err();
     }
 }
 
