@@ -100,6 +100,8 @@ struct Pods {
     takeover: Takeover,
     /// Uids of the list that is being heard.
     hearing: BTreeSet<String>,
+    /// Uids of pods that the API no longer has and that have not ended yet. The scheduler counts with what they hold.
+    gone: BTreeSet<String>,
     manifests: BTreeMap<String, LocalPod>,
     finished: mpsc::UnboundedSender<String>,
 }
@@ -125,6 +127,7 @@ pub async fn run(
         mirrors,
         takeover,
         hearing: BTreeSet::new(),
+        gone: BTreeSet::new(),
         manifests: BTreeMap::new(),
         finished,
     };
@@ -218,7 +221,8 @@ impl Pods {
             .filter_map(|h| {
                 let snapshot = h.snapshot.borrow();
                 let over = matches!(snapshot.status.phase.as_deref(), Some("Failed" | "Succeeded"))
-                    || snapshot.pod.ended_in_api();
+                    || snapshot.pod.ended_in_api()
+                    || self.gone.contains(&snapshot.pod.uid);
                 (!over).then(|| snapshot.pod.clone())
             })
             .collect();
@@ -250,7 +254,15 @@ impl Pods {
         let uid = pod.uid.clone();
         // Forced deletion shows only here; its grace period counts.
         self.registry.send(&uid, Event::Pod(Box::new(pod)));
-        self.registry.send(&uid, Event::Gone);
+        self.lose(&uid);
+    }
+
+    /// Refusing a new pod because of one that was deleted without grace would be for good; its sandbox waits instead.
+    fn lose(&mut self, uid: &str) {
+        if self.registry.get(uid).is_some() {
+            self.gone.insert(uid.to_owned());
+            self.registry.send(uid, Event::Gone);
+        }
     }
 
     /// The whole list has been heard: pods that are not in it are gone.
@@ -261,7 +273,7 @@ impl Pods {
                 (snapshot.pod.uid.clone(), snapshot.pod.source)
             };
             if source == Source::Api && !self.hearing.contains(&uid) {
-                self.registry.send(&uid, Event::Gone);
+                self.lose(&uid);
             }
         }
         self.takeover.api_told();
@@ -285,6 +297,7 @@ impl Pods {
     fn hear_ended(&mut self, uid: &str) {
         tracing::info!(uid, "nothing is left of the pod");
         self.registry.remove(uid);
+        self.gone.remove(uid);
         // A manifest that changed waits for the pod that had its name.
         let waiting: Vec<LocalPod> =
             self.manifests.values().filter(|p| self.registry.get(&p.uid).is_none()).cloned().collect();

@@ -102,7 +102,7 @@ impl Pods {
                 Some(pod) => {
                     tracing::info!(pod = %pod.key, uid, "orphaned pod is cleared away");
                     self.start(pod);
-                    self.registry.send(&uid, Event::Gone);
+                    self.lose(&uid);
                 }
                 None => tracing::warn!(uid, "orphaned sandbox without a pod's name is left alone"),
             }
