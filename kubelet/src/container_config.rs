@@ -94,8 +94,16 @@ pub fn build(pod: &LocalPod, member: &Member, inputs: &Inputs<'_>) -> Result<cri
                 .then(|| resources::container(pod, container, inputs.memory_capacity)),
             security_context: Some(security),
         }),
+        stop_signal: stop_signal(container) as i32,
         ..cri::ContainerConfig::default()
     })
+}
+
+/// The image's own where the pod names none. The pod says `SIGRTMIN+1` where the CRI says `SIGRTMINPLUS1`.
+fn stop_signal(container: &Container) -> cri::Signal {
+    let wanted = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
+    let name = wanted.unwrap_or_default().replace('+', "PLUS").replace('-', "MINUS");
+    cri::Signal::from_str_name(&name).unwrap_or(cri::Signal::RuntimeDefault)
 }
 
 fn labels(pod: &LocalPod, container: &Container) -> HashMap<String, String> {

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::{Container, PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext};
+use k8s_openapi::api::core::v1::{
+    AppArmorProfile, Container, PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext,
+};
 use runtime_cri_api::v1 as cri;
 
 use crate::pod::LocalPod;
@@ -53,6 +55,19 @@ fn seccomp(profile: Option<&SeccompProfile>, data_dir: &Path) -> cri::SecurityPr
         _ => (cri::security_profile::ProfileType::Unconfined, String::new()),
     };
     cri::SecurityProfile { profile_type: kind as i32, localhost_ref }
+}
+
+/// Without a word of the pod, the runtime's usual profile, as the CRI has it.
+fn app_armor(profile: Option<&AppArmorProfile>) -> Option<cri::SecurityProfile> {
+    use cri::security_profile::ProfileType;
+    let profile = profile?;
+    let kind = match profile.type_.as_str() {
+        "Localhost" => ProfileType::Localhost,
+        "Unconfined" => ProfileType::Unconfined,
+        _ => ProfileType::RuntimeDefault,
+    };
+    let localhost_ref = profile.localhost_profile.clone().unwrap_or_default();
+    Some(cri::SecurityProfile { profile_type: kind as i32, localhost_ref })
 }
 
 fn selinux(options: Option<&SELinuxOptions>) -> Option<cri::SeLinuxOption> {
@@ -164,6 +179,7 @@ pub fn container(
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
         seccomp: Some(if privileged { seccomp(None, data_dir) } else { seccomp(profile, data_dir) }),
+        apparmor: app_armor(own.app_armor_profile.as_ref().or(outer.app_armor_profile.as_ref())),
         ..cri::LinuxContainerSecurityContext::default()
     })
 }
@@ -217,9 +233,19 @@ mod tests {
         assert_eq!(got.supplemental_groups, [4, 3]);
         assert!(got.no_new_privs);
         assert_eq!(got.seccomp.unwrap().profile_type, 0);
+        assert!(got.apparmor.is_none());
         assert_eq!(got.masked_paths.len(), MASKED.len());
         let open = build(json!({}), json!({"privileged": true}), &cri::Image::default()).unwrap();
         assert!(open.privileged && open.masked_paths.is_empty());
+    }
+
+    #[test]
+    fn profiles_are_passed_on() {
+        let outer = json!({"appArmorProfile": {"type": "Unconfined"}});
+        let own = json!({"appArmorProfile": {"type": "Localhost", "localhostProfile": "web"}});
+        let found = |own| build(outer.clone(), own, &cri::Image::default()).unwrap().apparmor.unwrap();
+        assert_eq!(found(own).localhost_ref, "web");
+        assert_eq!(found(json!({})).profile_type, cri::security_profile::ProfileType::Unconfined as i32);
     }
 
     #[test]
