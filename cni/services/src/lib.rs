@@ -71,7 +71,8 @@ pub enum Error {
 /// Only what keeps it from starting; later failures are logged and tried again.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let (bridge, service_cidr, dns_address) = (config.bridge.clone(), config.service_cidr, config.dns_address);
-    tokio::task::spawn_blocking(move || network::ensure(&bridge, service_cidr, dns_address))
+    let cluster_cidr = config.cluster_cidr;
+    tokio::task::spawn_blocking(move || network::ensure(&bridge, cluster_cidr, service_cidr, dns_address))
         .await
         .map_err(Error::Blocking)??;
     let catalog = Arc::new(RwLock::default());

@@ -37,6 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }),
         service_cidr: "10.43.0.0/16".parse()?,
         node_ports: (30000, 32767),
+        node_ports_first: (30000, 32767),
         advertise: listen,
         store: directory.join("state.db"),
         history_seconds: 300,

@@ -31,6 +31,8 @@ struct State {
     next_address: u32,
     ports: BTreeSet<u16>,
     port_range: (u16, u16),
+    /// Within the range: given as long as one of them is free.
+    ports_first: (u16, u16),
     next_port: u16,
 }
 
@@ -94,14 +96,15 @@ pub(crate) enum Refused {
 }
 
 impl Allocators {
-    pub(crate) fn new(cidr: Cidr, port_range: (u16, u16)) -> Self {
+    pub(crate) fn new(cidr: Cidr, port_range: (u16, u16), ports_first: (u16, u16)) -> Self {
         let state = State {
             cidr,
             addresses: BTreeSet::new(),
             next_address: 0,
             ports: BTreeSet::new(),
             port_range,
-            next_port: port_range.0,
+            ports_first,
+            next_port: ports_first.0,
         };
         Self { state: Arc::new(Mutex::new(state)) }
     }
@@ -210,7 +213,7 @@ impl State {
     }
 
     fn any_port(&mut self) -> Result<u16, Refused> {
-        let (first, last) = self.port_range;
+        let (first, last) = self.ports_first;
         let turn = (self.next_port..=last).chain(first..self.next_port);
         for port in turn {
             if self.ports.insert(port) {
@@ -221,7 +224,8 @@ impl State {
                 return Ok(port);
             }
         }
-        Err(Refused::Full)
+        let (first, last) = self.port_range;
+        (first..=last).find(|port| self.ports.insert(*port)).ok_or(Refused::Full)
     }
 }
 
@@ -237,7 +241,7 @@ mod tests {
     }
 
     fn allocators() -> Allocators {
-        Allocators::new("10.43.0.0/28".parse().unwrap(), (30000, 30003))
+        Allocators::new("10.43.0.0/28".parse().unwrap(), (30000, 30003), (30002, 30003))
     }
 
     #[test]
@@ -271,6 +275,22 @@ mod tests {
         drop(allocators.claim_for_create(row, &mut service("a", spec.clone()), false).unwrap());
         allocators.claim_for_create(row, &mut service("b", spec.clone()), false).unwrap().keep();
         assert!(allocators.claim_for_create(row, &mut service("c", spec), false).is_err());
+    }
+
+    #[test]
+    fn ports_of_the_first_part_are_given_first() {
+        let row = row("", "v1", "services").unwrap();
+        let allocators = allocators();
+        let mut given = Vec::new();
+        for index in 0..4 {
+            let mut one = service(&format!("s{index}"), json!({"type": "NodePort", "ports": [{"port": 80}]}));
+            allocators.claim_for_create(row, &mut one, false).unwrap().keep();
+            given.push(one.list_at(&["spec", "ports"])[0]["nodePort"].as_i64().unwrap());
+        }
+        given[..2].sort_unstable();
+        assert_eq!(given, [30002, 30003, 30000, 30001]);
+        let mut one_more = service("x", json!({"type": "NodePort", "ports": [{"port": 80}]}));
+        assert!(allocators.claim_for_create(row, &mut one_more, false).is_err(), "four ports");
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Config {
     pub service_cidr: Cidr,
     /// NodePorts, both ends included.
     pub node_ports: (u16, u16),
+    /// Of these, the ports that are given first to who asks for none, so that two servers of one machine seldom give the same.
+    pub node_ports_first: (u16, u16),
     /// The address that the `kubernetes` Service leads to.
     pub advertise: SocketAddr,
     /// The store's file.

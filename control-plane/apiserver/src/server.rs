@@ -116,7 +116,7 @@ impl ApiServer {
             }
         });
         cache.catch_up().await?;
-        let allocators = Allocators::new(config.service_cidr, config.node_ports);
+        let allocators = Allocators::new(config.service_cidr, config.node_ports, config.node_ports_first);
         if let Some(services) = cache.of("", "services") {
             allocators.learn(services.snapshot().all().map(|cached| cached.object()));
         }

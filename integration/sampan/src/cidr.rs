@@ -52,6 +52,11 @@ impl Cidr {
         self.nth(u32::MAX - 1)
     }
 
+    /// Whether all of it is part of `other`.
+    pub(crate) fn is_within(self, other: Self) -> bool {
+        self.prefix >= other.prefix && self.overlaps(other)
+    }
+
     pub(crate) fn overlaps(self, other: Self) -> bool {
         let mask = self.mask() & other.mask();
         self.network.to_bits() & mask == other.network.to_bits() & mask
@@ -92,15 +97,22 @@ impl fmt::Display for Cidr {
     }
 }
 
-/// Networks of this host's main routing table, the default route aside. proc(5), `/proc/net/route`: the second and the
-/// eighth column are address and mask in hexadecimal, in the machine's byte order.
-pub(crate) fn routed() -> Vec<Cidr> {
+/// A network of this host's main routing table, and the link that it leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Routed {
+    pub link: String,
+    pub network: Cidr,
+}
+
+/// All of them, the default route aside. proc(5), `/proc/net/route`: the first column is the link, the second and the eighth
+/// are address and mask in hexadecimal, in the machine's byte order.
+pub(crate) fn routed() -> Vec<Routed> {
     // A kernel without IPv4 has no such file, and no routes.
     let text = fs::read_to_string("/proc/net/route").unwrap_or_default();
     parse_routes(&text)
 }
 
-fn parse_routes(text: &str) -> Vec<Cidr> {
+fn parse_routes(text: &str) -> Vec<Routed> {
     let column = |fields: &[&str], index: usize| {
         // The kernel prints network-order memory as a native integer.
         fields.get(index).and_then(|field| u32::from_str_radix(field, 16).ok()).map(u32::from_be)
@@ -111,7 +123,9 @@ fn parse_routes(text: &str) -> Vec<Cidr> {
             let fields: Vec<&str> = line.split_whitespace().collect();
             let (network, mask) = (column(&fields, 1)?, column(&fields, 7)?);
             let prefix = u8::try_from(mask.leading_ones()).ok()?;
-            (prefix > 0).then(|| Cidr { network: Ipv4Addr::from_bits(network), prefix })
+            // A route that refuses has no link.
+            let link = if *fields.first()? == "*" { "nobody" } else { *fields.first()? }.to_owned();
+            (prefix > 0).then(|| Routed { link, network: Cidr { network: Ipv4Addr::from_bits(network), prefix } })
         })
         .collect()
 }
@@ -157,6 +171,9 @@ mod tests {
         let text = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
                     eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
                     eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
-        assert_eq!(parse_routes(text), [Cidr::v4([172, 17, 0, 0], 16)]);
+        let network = Cidr::v4([172, 17, 0, 0], 16);
+        assert_eq!(parse_routes(text), [Routed { link: "eth0".into(), network }]);
+        assert!(network.is_within(network) && Cidr::v4([172, 17, 3, 0], 24).is_within(network));
+        assert!(!Cidr::v4([172, 0, 0, 0], 8).is_within(network), "a wider route gives way to a narrower one");
     }
 }

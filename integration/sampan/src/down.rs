@@ -155,8 +155,13 @@ fn remove_cgroups(instance: &Instance) -> Result<String> {
 }
 
 fn remove_network(parts: &Parts) -> Result<String> {
+    let instance = &parts.instance;
+    if !cni_services::network::stands(&instance.name, &instance.bridge)? {
+        return Ok("none was left".into());
+    }
+    // The bridge goes last: a second try finds what is left by it.
+    address::remove(instance)?;
     parts.clean_network()?;
-    address::remove(&parts.instance)?;
     Ok(format!("bridge {}, tables {}", parts.instance.bridge, parts.instance.name))
 }
 

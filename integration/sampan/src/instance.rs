@@ -12,6 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cidr::Cidr;
 
+/// Ports of the node that Services may have, as upstream.
+pub(crate) const NODE_PORTS: (u16, u16) = (30000, 32767);
+/// Parts of them, so that instances beside each other begin apart.
+const NODE_PORT_PARTS: u16 = 16;
+
 /// The version of `instance.json` that this program writes.
 const RECORD_VERSION: u32 = 1;
 
@@ -130,6 +135,13 @@ pub(crate) enum InstanceError {
     Settled { what: &'static str, kept: String, wished: String },
     #[error("port {port} ({purpose}) is taken on this machine: free it, or choose another with {flag}")]
     PortTaken { port: u16, purpose: &'static str, flag: &'static str, source: io::Error },
+    #[error(
+        "network {network} of this instance ({purpose}) is routed by {link} now, perhaps for another instance: end that \
+         first, or make this one anew with `sampan down --purge` and `sampan up`, which chooses a free network"
+    )]
+    NetworkTaken { network: Cidr, purpose: &'static str, link: String },
+    #[error("look for this instance's network")]
+    Look(#[source] cni_services::network::NetworkError),
     #[error("no free network found for {what}: give one with {flag}")]
     NoNetwork { what: &'static str, flag: &'static str },
     #[error(
@@ -155,23 +167,33 @@ impl Instance {
         Ok(Some(record))
     }
 
-    /// The kept record where it agrees with the wishes; else a new one, written before it is returned.
+    /// The kept record where it agrees with the wishes, with the ports wished for; else a new one. Written before it is returned.
     pub(crate) fn load_or_decide(layout: &Layout, wishes: &Wishes) -> Result<Self, InstanceError> {
-        if let Some(kept) = Self::load(layout)? {
+        if let Some(mut kept) = Self::load(layout)? {
             kept.agrees(wishes)?;
+            // Ports are in nothing that lasts: kubeconfigs and the node's record are written at every start.
+            let ports = (wishes.api_port.unwrap_or(kept.api_port), wishes.kubelet_port.unwrap_or(kept.kubelet_port));
+            if ports != (kept.api_port, kept.kubelet_port) {
+                (kept.api_port, kept.kubelet_port) = ports;
+                kept.save(layout)?;
+            }
             return Ok(kept);
         }
         let decided = Self::decide(layout, wishes)?;
-        let path = layout.record();
-        let text = serde_json::to_vec_pretty(&decided).expect("a struct of strings and numbers encodes");
-        crate::files::replace(&path, &text, 0o644).map_err(|source| InstanceError::Write { path, source })?;
+        decided.save(layout)?;
         Ok(decided)
+    }
+
+    fn save(&self, layout: &Layout) -> Result<(), InstanceError> {
+        let path = layout.record();
+        let text = serde_json::to_vec_pretty(self).expect("a struct of strings and numbers encodes");
+        crate::files::replace(&path, &text, 0o644).map_err(|source| InstanceError::Write { path, source })
     }
 
     fn decide(layout: &Layout, wishes: &Wishes) -> Result<Self, InstanceError> {
         let name = layout.name();
         let alone = layout.root.is_none();
-        let taken = crate::cidr::routed();
+        let taken: Vec<Cidr> = crate::cidr::routed().into_iter().map(|route| route.network).collect();
         let pod_cidr = match wishes.pod_cidr {
             Some(cidr) => cidr,
             None => free_network(42, &taken).ok_or(InstanceError::NoNetwork { what: "pods", flag: "--pod-cidr" })?,
@@ -211,8 +233,6 @@ impl Instance {
         }
         same("node name", &self.node_name, wishes.node_name.as_ref())?;
         same("node address", &self.node_ip, wishes.node_ip.as_ref())?;
-        same("API port", &self.api_port, wishes.api_port.as_ref())?;
-        same("kubelet port", &self.kubelet_port, wishes.kubelet_port.as_ref())?;
         same("pod network", &self.pod_cidr, wishes.pod_cidr.as_ref())?;
         same("Service network", &self.service_cidr, wishes.service_cidr.as_ref())
     }
@@ -222,6 +242,29 @@ impl Instance {
         check_port(self.api_port, "the API server", "--api-port")?;
         check_port(self.kubelet_port, "the kubelet", "--kubelet-port")?;
         Ok(())
+    }
+
+    /// Another instance, or a cable, may have come while this one was down. With anything of it in place it was not down.
+    pub(crate) fn check_networks(&self) -> Result<(), InstanceError> {
+        if cni_services::network::stands(&self.name, &self.bridge).map_err(InstanceError::Look)? {
+            return Ok(());
+        }
+        let routes = crate::cidr::routed();
+        for (network, purpose) in [(self.pod_cidr, "pods"), (self.service_cidr, "Services")] {
+            if let Some(route) = routes.iter().find(|route| route.network.is_within(network)) {
+                return Err(InstanceError::NetworkTaken { network, purpose, link: route.link.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The NodePorts that this instance gives first. Instances that run beside each other have different pod networks.
+    pub(crate) fn node_ports_first(&self) -> (u16, u16) {
+        let size = (NODE_PORTS.1 - NODE_PORTS.0 + 1) / NODE_PORT_PARTS;
+        let number = self.pod_cidr.network().to_bits() >> (32 - u32::from(self.pod_cidr.prefix()));
+        let part = u16::try_from(number % u32::from(NODE_PORT_PARTS)).unwrap_or_default();
+        let first = NODE_PORTS.0 + part * size;
+        (first, first + size - 1)
     }
 
     /// The tenth address of the Service network, as cluster DNS has it everywhere.
@@ -316,6 +359,10 @@ mod tests {
         let other = Wishes { node_name: Some("n2".into()), ..Wishes::default() };
         let error = Instance::load_or_decide(&layout, &other).unwrap_err().to_string();
         assert!(error.contains("made with node name n1, not n2"), "{error}");
+        let ports = Wishes { api_port: Some(first.api_port + 1), ..Wishes::default() };
+        let moved = Instance::load_or_decide(&layout, &ports).unwrap();
+        assert_eq!(moved.api_port, first.api_port + 1);
+        assert_eq!(Instance::load(&layout).unwrap(), Some(moved), "the other port is kept");
     }
 
     #[test]
@@ -344,6 +391,19 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let error = check_port(port, "the API server", "--api-port").unwrap_err().to_string();
         assert!(error.contains(&port.to_string()) && error.contains("--api-port"), "{error}");
+    }
+
+    #[test]
+    fn instances_begin_with_node_ports_of_their_own() {
+        let (_directory, layout) = layout();
+        let mut instance = Instance::load_or_decide(&layout, &Wishes::default()).unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        for second in [42, 44, 46, 48, 50, 52] {
+            instance.pod_cidr = Cidr::v4([10, second, 0, 0], 16);
+            let (first, last) = instance.node_ports_first();
+            assert!(NODE_PORTS.0 <= first && first < last && last <= NODE_PORTS.1, "{first}-{last}");
+            assert!(seen.insert(first), "10.{second}.0.0/16 begins where another does");
+        }
     }
 
     #[test]

@@ -84,11 +84,9 @@ impl Inventory {
         let mut ours = Vec::new();
         let mut others = Vec::new();
         let roots = [&layout.data, &layout.run, &layout.config].map(|path| format!("{}/", path.display()));
-        let is_named = |name: &str| {
-            name == instance.name
-                || name.starts_with(&instance.bridge)
-                || name.starts_with(&format!("{}-", instance.name))
-        };
+        // Whole names: that of an instance with `--root` begins with that of the instance without.
+        let names = [instance.bridge.clone(), instance.name.clone(), format!("{}-cni", instance.name)];
+        let is_named = |name: &str| names.iter().any(|ours| ours == name);
         for (what, now, then) in [
             ("link", &self.links, &before.links),
             ("mount", &self.mounts, &before.mounts),
@@ -158,7 +156,7 @@ fn processes(layout: &Layout) -> BTreeSet<String> {
             let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             let program = line.split(' ').next()?.rsplit('/').next()?;
-            let is_ours = program == "sampan-shim" && line.contains(&*layout.run.to_string_lossy());
+            let is_ours = program == "sampan-shim" && line.contains(&format!("{}/", layout.run.display()));
             is_ours.then(|| format!("{pid} {}", line.trim()))
         })
         .collect()
@@ -186,6 +184,22 @@ mod tests {
         let (ours, others) = after.since(&before, &layout, &instance);
         assert_eq!(ours.len(), 3, "{ours:?}");
         assert_eq!(others, ["link eth7", "mount /mnt", "table inet firewall"]);
+    }
+
+    #[test]
+    fn an_instance_beside_is_not_ours() {
+        let layout = Layout::new(None).unwrap();
+        let text = r#"{"version":1,"name":"sampan","node_name":"a","node_ip":"192.0.2.7","api_port":6443,
+            "kubelet_port":10250,"pod_cidr":"10.42.0.0/16","service_cidr":"10.43.0.0/16","bridge":"sampan0"}"#;
+        let instance: Instance = serde_json::from_str(text).unwrap();
+        let after = Inventory {
+            links: ["sampan-12ab0".into(), "sampan0".into()].into(),
+            tables: ["inet sampan-12ab", "inet sampan-12ab-cni", "inet sampan-cni"].map(str::to_owned).into(),
+            ..Inventory::default()
+        };
+        let (ours, others) = after.since(&Inventory::default(), &layout, &instance);
+        assert_eq!(ours, ["link sampan0", "table inet sampan-cni"]);
+        assert_eq!(others.len(), 3, "{others:?}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod programs;
 mod report;
 mod runtime;
 mod status;
+mod turn;
 mod up;
 
 use std::io::{self, IsTerminal, Write};

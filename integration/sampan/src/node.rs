@@ -41,6 +41,7 @@ pub(crate) async fn run(layout: Layout, shutdown: CancellationToken, tell: Tell<
     let programs = Programs::find()?;
     programs.link_plugins(&layout.run.join("cni-bin"))?;
     Inventory::keep_first(&layout, &instance)?;
+    cni_services::network::ensure_bridge(&instance.bridge)?;
     address::ensure(&instance)?;
     join_own_cgroup(&instance)?;
     let pki = Pki::ensure(&layout, &instance, SystemTime::now())?;
@@ -149,6 +150,8 @@ async fn follow(
         std::future::pending::<()>().await;
     };
     tokio::select! {
+        // Told to end, parts end too: that is no failure of theirs.
+        biased;
         () = steps => Ok(()),
         () = shutdown.cancelled() => Ok(()),
         () = server_ended.cancelled() => Err(anyhow!("the API server ended; the log says why")),

@@ -65,7 +65,8 @@ impl Parts {
                 insecure: false,
             }),
             service_cidr: apiserver::Cidr { network: service_cidr.network(), prefix: service_cidr.prefix() },
-            node_ports: (30000, 32767),
+            node_ports: crate::instance::NODE_PORTS,
+            node_ports_first: instance.node_ports_first(),
             advertise: SocketAddr::new(instance.node_ip.into(), instance.api_port),
             store: layout.data.join("state.db"),
             history_seconds: HISTORY_SECONDS,
@@ -158,6 +159,7 @@ impl Parts {
         cni_services::cleanup(
             &instance.name,
             &instance.bridge,
+            cni_cidr(instance.pod_cidr),
             cni_cidr(instance.service_cidr),
             instance.dns_ip().into(),
         )

@@ -10,6 +10,7 @@ use crate::instance::{Instance, Layout, Wishes};
 use crate::kubeconfig;
 use crate::pki::Pki;
 use crate::report::{Report, say, seconds};
+use crate::turn;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -42,17 +43,24 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
         say(&format!("Sampan is already up (process {pid}{address}); `sampan status` shows how it does."));
         return Ok(());
     }
+    // Held until the node is Ready: until then nobody sees what this instance has taken.
+    let mut turn = turn::take();
     let instance = Instance::load_or_decide(layout, &args.wishes)?;
     instance.check_ports()?;
+    instance.check_networks()?;
     report.step("host checked", &format!("{} ({})", instance.node_name, instance.node_ip));
     if args.foreground {
         return crate::foreground(crate::Daemon::Node, layout.clone(), &mut |progress| match progress {
             Progress::Step { name, detail } => report.step(&name, &detail),
             Progress::Failed { reason } => say(&reason),
-            Progress::Ready => say("Ready. Ctrl-C ends the daemon; pods go on, and the next `up` finds them."),
+            Progress::Ready => {
+                turn = None;
+                say("Ready. Ctrl-C ends the daemon; pods go on, and the next `up` finds them.");
+            }
         });
     }
     daemon::start(layout, &["node", "--detached"], |name, detail| report.step(name, detail))?;
+    drop(turn);
     let context = merge_context(layout, &instance, args)?;
     say(&format!("\nSampan is up in {}. Next:", seconds(report.total())));
     match context {

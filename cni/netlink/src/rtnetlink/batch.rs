@@ -77,6 +77,8 @@ pub struct NewRoute {
     pub advmss: Option<u32>,
     /// Scope; chosen from `gateway` otherwise.
     pub scope: Option<u8>,
+    /// Packets are refused instead of sent.
+    pub is_unreachable: bool,
 }
 
 impl NewRoute {
@@ -94,7 +96,15 @@ impl NewRoute {
             mtu: None,
             advmss: None,
             scope: None,
+            is_unreachable: false,
         }
+    }
+
+    /// Refuses what no better route takes, at once instead of by way of the default route. Any route to the same network is
+    /// better.
+    #[must_use]
+    pub fn unreachable(destination: IpAddr, prefix: u8) -> Self {
+        Self { priority: Some(u32::MAX), is_unreachable: true, ..Self::new(destination, prefix, None, 0) }
     }
 }
 
@@ -312,7 +322,7 @@ fn route_message(route: &NewRoute) -> RouteMessage {
     header.address_family = family(route.destination);
     header.destination_prefix_length = route.prefix;
     header.protocol = RouteProtocol::Boot;
-    header.kind = RouteType::Unicast;
+    header.kind = if route.is_unreachable { RouteType::Unreachable } else { RouteType::Unicast };
     header.table = match route.table.map(u8::try_from) {
         None => MAIN_TABLE,
         Some(Ok(table)) => table,
@@ -321,7 +331,7 @@ fn route_message(route: &NewRoute) -> RouteMessage {
     };
     header.scope = match route.scope {
         Some(scope) => RouteScope::from(scope),
-        None if route.gateway.is_some() || route.destination.is_ipv6() => RouteScope::Universe,
+        None if route.gateway.is_some() || route.is_unreachable || route.destination.is_ipv6() => RouteScope::Universe,
         None => RouteScope::Link,
     };
     let as_address = |address: IpAddr| match address {
@@ -331,7 +341,9 @@ fn route_message(route: &NewRoute) -> RouteMessage {
     if route.prefix > 0 {
         message.attributes.push(RouteAttribute::Destination(as_address(route.destination)));
     }
-    message.attributes.push(RouteAttribute::Oif(route.link));
+    if !route.is_unreachable {
+        message.attributes.push(RouteAttribute::Oif(route.link));
+    }
     message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(as_address(gateway))));
     message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(as_address(source))));
     message.attributes.extend(route.table.map(RouteAttribute::Table));

@@ -161,7 +161,8 @@ fn the_daemon_follows_restarts_and_cleans_up() {
     assert!(echo(&mut held));
     daemon.stop();
 
-    let clean = || cleanup("sampan", "sampan0", "10.43.0.0/16".parse().unwrap(), DNS.into());
+    let clean =
+        || cleanup("sampan", "sampan0", "10.42.0.0/16".parse().unwrap(), "10.43.0.0/16".parse().unwrap(), DNS.into());
     node.namespace.within(clean).unwrap().unwrap();
     node.namespace.within(clean).unwrap().unwrap();
     assert!(Nftables::open_in(&node.namespace).unwrap().tables(Family::Inet).unwrap().is_empty());

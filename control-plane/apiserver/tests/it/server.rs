@@ -46,6 +46,7 @@ pub(crate) fn config(pki: &Pki, store: PathBuf) -> Config {
         }),
         service_cidr: "10.43.0.0/16".parse().unwrap(),
         node_ports: (30000, 32767),
+        node_ports_first: (30000, 32767),
         advertise: listen,
         store,
         history_seconds: 300,
