@@ -55,14 +55,29 @@ impl Cluster {
     /// A Ready node in new namespaces of this thread.
     pub fn start() -> Result<Self> {
         let cluster = Self::prepare()?;
-        let said = cluster.sampan(&["up", "--no-kubeconfig", "--node-name", "node-1"])?;
-        ensure!(said.code == 0, "sampan up failed: {}\n{}", said.all(), cluster.log_tail());
+        cluster.up()?;
         Ok(cluster)
+    }
+
+    /// Ready, for the first time or again.
+    pub fn up(&self) -> Result<()> {
+        let said = self.sampan(&["up", "--no-kubeconfig", "--node-name", "node-1"])?;
+        ensure!(said.code == 0, "sampan up failed: {}\n{}", said.all(), self.log_tail());
+        Ok(())
     }
 
     /// The namespaces and directories without a daemon.
     pub fn prepare() -> Result<Self> {
         enter_namespaces()?;
+        Self::here()
+    }
+
+    /// Another one on the same machine: the namespaces of this one, directories of its own, no daemon yet.
+    pub fn beside(&self) -> Result<Self> {
+        Self::here()
+    }
+
+    fn here() -> Result<Self> {
         let dist = dist()?;
         let root = tempfile::Builder::new().prefix("sampan-e2e-").tempdir()?;
         Ok(Self { root, dist })
@@ -148,6 +163,20 @@ impl Cluster {
         const NAME: &str = "e2e.local/busybox:1";
         self.import(&image::busybox()?, NAME)?;
         Ok(NAME)
+    }
+
+    /// Busybox with the demo program as `/demo`, which serves on 8080 unless told otherwise and asks others; its name.
+    pub fn import_tools(&self) -> Result<&'static str> {
+        const NAME: &str = "e2e.local/tools:1";
+        let demo = fs::read(self.dist.join("sampan-demo")).context("read sampan-demo")?;
+        let image = image::busybox()?.next_layer().file("/demo", 0o755, demo).command(&["/demo"]);
+        self.import(&image, NAME)?;
+        Ok(NAME)
+    }
+
+    /// What the demo program says as a client in a pod of the image above; fails with what it says where it does.
+    pub fn ask(&self, pod: &str, words: &[&str]) -> Result<String> {
+        self.kubectl(&[&["exec", pod, "--", "/demo"], words].concat())
     }
 
     /// Makes the demo image from our own static binary, without any registry.

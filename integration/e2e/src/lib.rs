@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod image;
+pub mod outside;
 pub mod registry;
 pub mod terminal;
 pub mod vm;
