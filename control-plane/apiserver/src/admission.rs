@@ -3,7 +3,7 @@
 //! Order of `mutate`: namespace must live -> pod completion (account, tolerations, priority, limits) -> node. Reads only the cache.
 
 mod account;
-mod inert;
+pub(crate) mod inert;
 mod limits;
 pub(crate) mod namespace;
 mod node;

@@ -38,6 +38,8 @@ pub(crate) async fn create(call: &mut Call, object: &mut Object) -> Outcome<Obje
     let dry_run = call.dry_run()?;
     let manager = call.field_manager()?;
     begin(call, object)?;
+    // Before the server adds anything of its own.
+    admission::inert::warn_of_fields(call, object, None);
     let generated = object.name().is_empty();
     if generated {
         let base: String = object.generate_name().chars().take(GENERATED_BASE_MAX).collect();
@@ -218,6 +220,9 @@ pub(crate) async fn change(call: &mut Call, produce: &mut Produce<'_>) -> Outcom
         let live = call.in_version(cached);
         let mut next = produce(call, &live)?;
         check_preconditions(call, &live, &next)?;
+        if call.path.subresource.is_empty() {
+            admission::inert::warn_of_fields(call, &next, Some(&live));
+        }
         prepare(call, &live, &mut next, &manager).await?;
         if same(&live, &next) {
             return Ok(live);
