@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use super::Pods;
 use crate::cri::POD_UID;
 use crate::pod::{CONFIG_SOURCE, LocalPod, Source};
-use crate::worker::Event;
 
 /// What is known of the manifest directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,7 +30,7 @@ pub enum OrphanError {
     #[error("list the pod's containers")]
     List(#[source] runtime_oci::Error),
     #[error("remove container {id}")]
-    Delete { id: String, source: runtime_oci::Error },
+    Delete { id: String, source: Box<runtime_oci::Error> },
     #[error("clear the shim's cgroup")]
     Cgroup(#[from] cgroup::Error),
     #[error("processes of the pod do not end though they were killed; try again")]
@@ -63,7 +63,7 @@ pub fn clean_up(dir: &Path) -> Result<Vec<ExitRecord>, OrphanError> {
             record::save(dir, &lost(name, state.map_or(0, |state| state.pid)))?;
         }
         runtime_oci::delete(&root, &id, Deletion::Force)
-            .map_err(|source| OrphanError::Delete { id: name.to_owned(), source })?;
+            .map_err(|source| OrphanError::Delete { id: name.to_owned(), source: Box::new(source) })?;
     }
     if let Ok(entries) = fs::read_dir(dir.join("containers")) {
         for entry in entries.flatten() {
