@@ -100,7 +100,7 @@ impl Server {
             }
             Request::Update { id, resources } => {
                 let (container, root) = self.container(&id)?;
-                runtime_oci::update(root, &container.id, &resources)
+                runtime_oci::update(root, &container.id, &resources, &runtime_oci::Schemata::default())
                     .map_err(|error| oci_failure(&format!("update container {id}"), &error))?;
             }
             Request::Shutdown { force } => self.end(force)?,
