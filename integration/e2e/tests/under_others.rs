@@ -59,7 +59,7 @@ impl Podman {
     }
 
     fn good(&self, arguments: &[&str]) -> Result<String> {
-        good(self.say(arguments)?, arguments)
+        good(&self.say(arguments)?, arguments)
     }
 
     /// One field of `podman inspect`.
@@ -79,7 +79,7 @@ impl Drop for Podman {
     }
 }
 
-fn good(said: Said, arguments: &[&str]) -> Result<String> {
+fn good(said: &Said, arguments: &[&str]) -> Result<String> {
     ensure!(said.code == 0, "{} ended with {}: {}", arguments.join(" "), said.code, said.all());
     Ok(said.stdout.trim_end_matches('\n').to_owned())
 }
@@ -223,7 +223,7 @@ impl Containerd {
     }
 
     fn good(&self, arguments: &[&str]) -> Result<String> {
-        good(self.say(arguments)?, arguments)
+        good(&self.say(arguments)?, arguments)
     }
 
     fn run(&self, flags: &[&str], id: &str, program: &[&str]) -> Result<Said> {
@@ -258,7 +258,7 @@ fn containerd_runs_it_as_its_runtime() -> Result<()> {
     let said = containerd.run(&["--rm"], "once", &["/nowhere"])?;
     ensure!(said.code != 0 && said.stderr.contains("/nowhere"), "{said:?}");
 
-    good(containerd.run(&["--detach", "--memory-limit=67108864"], "c", &["sleep", "1000"])?, &["run"])?;
+    good(&containerd.run(&["--detach", "--memory-limit=67108864"], "c", &["sleep", "1000"])?, &["run"])?;
     ensure!(containerd.status("c")? == "RUNNING");
     let processes = containerd.good(&["tasks", "exec", "--exec-id=e", "c", "ps"])?;
     ensure!(processes.contains("sleep 1000"), "{processes}");
