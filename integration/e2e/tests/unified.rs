@@ -20,7 +20,7 @@ fn containers_and_their_cgroups() -> Result<()> {
     let profile = own_directory()?.parent().context("a profile directory above the tests")?.to_owned();
     vm.program(&built_test("it-", "limits::a_cgroup_of_others")?, "/oci-tests")?;
     vm.symlink(&profile.join("sampan-oci").to_string_lossy(), "/dist/sampan-oci");
-    let script = "code=0\n/unified-guest || code=1\n/cgroup-tests cgroup:: || code=1\n/oci-tests limits:: || code=1\nexit $code\n";
+    let script = "code=0\n/unified-guest || code=1\n/cgroup-tests cgroup:: || code=1\n/oci-tests limits:: || code=1\n/oci-tests resources:: || code=1\n/oci-tests systemd:: || code=1\n/oci-tests commands:: || code=1\n/oci-tests checkpoint:: || code=1\nexit $code\n";
     passed(&vm.run(script, DEADLINE)?)
 }
 

@@ -85,7 +85,9 @@ pub enum Error {
     Wait { path: PathBuf, source: Errno },
     #[error("adding pid {pid} to cgroups {}", path.display())]
     Join { pid: i32, path: PathBuf, source: io::Error },
-    #[error("bad sub cgroup path {path:?}: it must lie below the container's own cgroup")]
+    #[error(
+        "bad sub cgroup path \"{path}\": `..` components are not allowed, it must lie below the container's own cgroup"
+    )]
     SubPath { path: String },
     #[error("unknown controller {controller:?}: this host has no cgroup v1 hierarchy of that name")]
     UnknownController { controller: String },

@@ -42,7 +42,7 @@ impl fmt::Display for Failure {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("container id \"{id}\" is not valid: {reason}")]
+    #[error("container ID \"{id}\" is invalid: {reason}")]
     InvalidId { id: String, reason: &'static str },
     #[error("read {}", path.display())]
     Read {

@@ -8,7 +8,7 @@ use super::{Cgroup, Error, file};
 /// A place below a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubCgroup {
-    /// v1 controllers whose hierarchies are meant; none are all of them, and the v2 tree.
+    /// v1 controllers whose hierarchies are meant; none are all in which there is such a place, and the v2 tree.
     pub controllers: Vec<String>,
     /// Relative to the cgroup; `/` is the cgroup itself.
     pub path: String,
@@ -32,14 +32,22 @@ impl Cgroup {
                 }
             }
         }
-        for place in self.hierarchy.places() {
-            let own = |sub: &&SubCgroup| {
-                sub.controllers.is_empty() || sub.controllers.iter().any(|controller| is_meant(place, controller))
-            };
+        let place_below = |place: &Place, sub: &SubCgroup| {
             let mut directory = place.join(&self.path);
-            if let Some(sub) = below.iter().find(own) {
-                directory.extend(sub.path.split('/').filter(|part| !part.is_empty() && *part != "."));
-            }
+            directory.extend(sub.path.split('/').filter(|part| !part.is_empty() && *part != "."));
+            directory
+        };
+        // On v1 a container may have made it in some hierarchies only; then those are meant. Where it is nowhere, the first says so.
+        let exists = |sub: &SubCgroup| self.hierarchy.places().iter().any(|place| place_below(place, sub).is_dir());
+        for place in self.hierarchy.places() {
+            let named = below.iter().find(|sub| sub.controllers.iter().any(|controller| is_meant(place, controller)));
+            let unnamed = below
+                .iter()
+                .find(|sub| sub.controllers.is_empty() && (place_below(place, sub).is_dir() || !exists(sub)));
+            let directory = match named.or(unnamed) {
+                Some(sub) => place_below(place, sub),
+                None => place.join(&self.path),
+            };
             join(&directory, pid)?;
         }
         Ok(())

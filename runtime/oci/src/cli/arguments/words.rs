@@ -54,7 +54,9 @@ fn with_help(command: clap::Command) -> clap::Command {
 
 fn version() -> String {
     let commit = option_env!("SAMPAN_COMMIT").unwrap_or("unknown");
-    format!("{} version {}\ncommit: {commit}\nspec: 1.3.0\n", program_name(), env!("CARGO_PKG_VERSION"))
+    // The last line is crun's way to say what is there; podman prints it, and some look for words in it.
+    let features = "+SYSTEMD +APPARMOR +CAP +SECCOMP +EBPF";
+    format!("{} version {}\ncommit: {commit}\nspec: 1.3.0\n{features}\n", program_name(), env!("CARGO_PKG_VERSION"))
 }
 
 fn said(error: &clap::Error) -> String {
