@@ -42,6 +42,26 @@ pub fn connect_to(path: &Path, kind: SockType) -> Result<OwnedFd, Errno> {
     Ok(stream)
 }
 
+/// A datagram socket that receives at `path`.
+pub fn bind_datagram(path: &Path) -> Result<OwnedFd, Errno> {
+    let receiver = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    with_address(path, |address| bind(receiver.as_raw_fd(), address))?;
+    Ok(receiver)
+}
+
+/// One datagram to a socket at a path, or by the abstract name that an `@` in front means.
+pub fn send_datagram(to: &Path, bytes: &[u8]) -> Result<(), Errno> {
+    use std::os::unix::ffi::OsStrExt;
+    let sender = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let send = |address: &UnixAddr| {
+        nix::sys::socket::sendto(sender.as_raw_fd(), bytes, address, nix::sys::socket::MsgFlags::MSG_NOSIGNAL).map(drop)
+    };
+    match to.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) => send(&UnixAddr::new_abstract(name)?),
+        None => with_address(to, send),
+    }
+}
+
 pub fn accept(listener: impl AsFd) -> Result<OwnedFd, Errno> {
     loop {
         match nix::sys::socket::accept4(listener.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC) {

@@ -43,12 +43,11 @@ fn close_range(first: u32, last: u32) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Lets `count` descriptors from 3 on survive exec.
-pub fn keep_over_exec(count: u32) -> Result<(), Errno> {
-    let last = i32::try_from(count).ok().and_then(|count| count.checked_add(3)).ok_or(Errno::EBADF)?;
-    for number in 3..last {
+/// Lets these descriptors survive exec.
+pub fn keep_over_exec(numbers: &[RawFd]) -> Result<(), Errno> {
+    for number in numbers {
         // SAFETY: F_SETFD takes an integer.
-        check(libc::c_long::from(unsafe { libc::fcntl(number, libc::F_SETFD, 0) }))?;
+        check(libc::c_long::from(unsafe { libc::fcntl(*number, libc::F_SETFD, 0) }))?;
     }
     Ok(())
 }
@@ -206,10 +205,10 @@ pub fn exec(path: &CStr, arguments: &[CString], environment: &[CString]) -> Errn
     }
 }
 
-/// Whether the descriptor is open at all; for numbers that came from outside.
-pub fn is_open(number: RawFd) -> bool {
+/// Whether the descriptor came from whoever executed us: it is open, and survives an exec as none of our own does.
+pub fn is_inherited(number: RawFd) -> bool {
     // SAFETY: F_GETFD takes no argument.
-    unsafe { libc::fcntl(number, libc::F_GETFD) != -1 }
+    unsafe { libc::fcntl(number, libc::F_GETFD) == 0 }
 }
 
 /// Gives an open file to a user, as the standard streams of a container go to its user.

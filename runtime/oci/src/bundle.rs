@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Mount, Process, Spec};
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
@@ -61,6 +61,19 @@ impl Bundle {
             environment.extend(variables.iter().cloned());
             process.set_env(Some(environment));
         }
+    }
+
+    /// Binds a directory of the host, for what only the runtime knows.
+    pub(crate) fn add_directory(&mut self, source: &Path, destination: &str) {
+        let mut mount = Mount::default();
+        mount
+            .set_destination(destination.into())
+            .set_typ(Some("bind".to_owned()))
+            .set_source(Some(source.to_owned()))
+            .set_options(Some(["bind", "nosuid", "noexec", "nodev", "rprivate"].map(str::to_owned).to_vec()));
+        let mut mounts = self.spec.mounts().clone().unwrap_or_default();
+        mounts.push(mount);
+        self.spec.set_mounts(Some(mounts));
     }
 
     /// config.json as it was read.

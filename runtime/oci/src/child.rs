@@ -116,8 +116,8 @@ impl Child<'_> {
         let optional = [&self.listener, &self.chroot].into_iter().chain(&self.sources).chain(&self.stdio);
         all.extend(optional.flatten().map(AsRawFd::as_raw_fd));
         for step in self.start {
-            if let Step::KeepDescriptors { count } = step {
-                all.extend((3..).take(usize::try_from(*count).unwrap_or(usize::MAX)));
+            if let Step::KeepDescriptors(numbers) = step {
+                all.extend(numbers);
             }
         }
         all
@@ -413,7 +413,7 @@ fn run_hooks(moment: Moment, child: &mut Child<'_>) -> Done {
         }
     };
     // runtime-spec 1.3, "State": for hooks in the container's namespaces it is the pid as seen there.
-    let state = State { pid: nix::unistd::getpid().as_raw(), ..child.state.clone() };
+    let state = State { pid: nix::unistd::getpid().as_raw(), status: Status::Created, ..child.state.clone() };
     let list = list.as_deref().unwrap_or(&[]);
     hooks::run(kind, list, &state, around).map_err(|error| Refusal::words(error.to_string()))
 }

@@ -19,13 +19,13 @@ use crate::confine::Confinement;
 use crate::error::{Error, Failure};
 use crate::explain::{HostStep, Observer};
 use crate::hooks::{self, Kind as HookKind, Surroundings};
-use crate::plan::{CgroupView, Context, Plan, Step, invalid};
+use crate::plan::{CgroupView, Context, Plan, Step};
 use crate::record::{self, Place, Record};
 use crate::spawn::{Spawn, Spawned, spawn};
 use crate::status::{State, Status};
 use crate::sync::{self, Fault, Order, Report};
 use crate::{Bundle, ContainerId, CreateOptions, Created, StateRoot};
-use crate::{net_devices, resctrl, sources, subordinate};
+use crate::{net_devices, notify, resctrl, sources, subordinate};
 
 pub(crate) fn parent(step: impl Into<String>) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::Parent(Failure::new(step, errno))
@@ -44,6 +44,8 @@ pub fn create_observed(
     options: CreateOptions,
     mut observer: Option<&mut Observer<'_>>,
 ) -> Result<Created, Error> {
+    let with_notify = options.notifies.then(|| notifying(root, id, bundle));
+    let bundle = with_notify.as_ref().unwrap_or(bundle);
     let spec = bundle.spec();
     let confinement = Confinement::plan(root, spec, id, options.cgroups)?;
     let plan = plan(bundle, id, &options, confinement.cgroup())?;
@@ -57,6 +59,9 @@ pub fn create_observed(
     let resctrl = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
     let resctrl = resctrl.map(|rdt| resctrl::Joined::prepare(rdt, id.as_str())).transpose()?;
     record.resctrl = resctrl.as_ref().and_then(resctrl::Joined::membership).cloned();
+    if with_notify.is_some() {
+        notify::make_directory(&place)?;
+    }
     place.write_config(bundle.raw())?;
     place.write(&record)?;
     note(&mut observer, HostStep::Record)?;
@@ -102,6 +107,14 @@ pub fn create_observed(
     let pid = spawned.pid;
     let pidfd = spawned.release().ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
     Ok(Created { pid, pidfd, console, warnings })
+}
+
+/// The bundle with a socket's directory, and the variable that names it.
+fn notifying(root: &StateRoot, id: &ContainerId, bundle: &Bundle) -> Bundle {
+    let mut bundle = bundle.clone();
+    bundle.add_directory(&notify::directory(&Place::new(root, id)), notify::INSIDE);
+    bundle.add_environment(&[notify::variable()]);
+    bundle
 }
 
 /// To whoever watches; nothing otherwise.
@@ -154,7 +167,7 @@ fn plan(bundle: &Bundle, id: &ContainerId, options: &CreateOptions, cgroup: &Cgr
         root_change: options.root_change,
         keyring: (!options.keep_keyring).then(|| format!("_ses.{id}")),
         cgroup: if wants_cgroup_mount { view(cgroup)? } else { CgroupView::V1 { hierarchies: Vec::new() } },
-        preserve_fds: options.preserve_fds,
+        preserve_fds: &options.preserve_fds,
         default_maps: if lacks_maps { subordinate::default_maps() } else { Maps::default() },
         mount_label: linux.and_then(|linux| linux.mount_label().as_deref()).filter(|label| !label.is_empty()),
     };
@@ -209,6 +222,7 @@ fn new_record(
     record.unit = confinement.unit().cloned();
     record.namespaces = plan.namespaces.all().into_iter().map(|kind| kind.file_name().to_owned()).collect();
     record.shares_pids = !plan.namespaces.is_new(LinuxNamespaceType::Pid);
+    record.lacks_program = bundle.spec().process().is_none();
     record.chroot = plan.setup.iter().any(|step| matches!(step, Step::Chroot));
     record
 }
@@ -240,7 +254,7 @@ fn prepare<'plan>(
     sync: OwnedFd,
     listener: OwnedFd,
 ) -> Result<Child<'plan>, Error> {
-    let process = spec.process().as_ref().ok_or_else(|| invalid("process", "is missing"))?;
+    let process = spec.process().as_ref();
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let notifies = plan.start.iter().any(|step| matches!(step, Step::Seccomp(filter) if filter.notifies()));
     let agent = match profile.filter(|_| notifies).and_then(|profile| profile.listener_path().as_ref()) {
@@ -269,9 +283,9 @@ fn prepare<'plan>(
         stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
         setup: &plan.setup,
         start: &plan.start,
-        arguments: process.args().as_deref().unwrap_or(&[]),
-        environment: process.env().as_deref().unwrap_or(&[]),
-        terminal: TerminalUser { uid: process.user().uid() },
+        arguments: process.and_then(|process| process.args().as_deref()).unwrap_or(&[]),
+        environment: process.and_then(|process| process.env().as_deref()).unwrap_or(&[]),
+        terminal: TerminalUser { uid: process.map_or(0, |process| process.user().uid()) },
         hooks: spec.hooks().as_ref(),
         state,
         watch: Watch::Nobody,
@@ -366,7 +380,8 @@ impl Conversation<'_> {
 
     fn runtime_hooks(&self) -> Result<(), Error> {
         let Some(all) = self.spec.hooks() else { return Ok(()) };
-        let state = self.record.state(Status::Creating);
+        // runtime-spec 1.3, "State": created is what comes after step 2 of the lifecycle, and these hooks are steps 3 and 4.
+        let state = self.record.state(Status::Created);
         let run = |kind, list: &Option<Vec<Hook>>| {
             let around = Surroundings { directory: Some(&self.record.bundle), environment: None };
             let list = list.as_deref().unwrap_or(&[]);

@@ -93,7 +93,7 @@ fn steps(
         seccomp: linux.and_then(|linux| linux.seccomp().as_ref()),
         personality: linux.and_then(|linux| linux.personality().as_ref()),
         memory_policy: linux.and_then(|linux| linux.memory_policy().as_ref()),
-        preserve_fds: options.preserve_fds,
+        preserve_fds: &options.preserve_fds,
         keep_groups: false,
         strict_seccomp: is_asked_for(spec, STRICT_SECCOMP),
         is_exec: true,

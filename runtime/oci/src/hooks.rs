@@ -63,7 +63,7 @@ pub(crate) struct Surroundings<'a> {
 }
 
 /// crun's annotations: files of the host that a hook's output is appended to.
-const OUTPUT: [&str; 2] = ["run.oci.hooks.stdout", "run.oci.hooks.stderr"];
+pub(crate) const OUTPUT: [&str; 2] = ["run.oci.hooks.stdout", "run.oci.hooks.stderr"];
 
 /// Runs them in order; the first that fails ends it.
 pub(crate) fn run(kind: Kind, hooks: &[Hook], state: &State, around: Surroundings<'_>) -> Result<(), Error> {

@@ -42,12 +42,14 @@ pub struct CreateOptions {
     pub stdio: Stdio,
     /// Mounted as the root file system inside the container's own mount namespace, in place of the bundle's `root.path`.
     pub rootfs: Option<Overlay>,
-    /// Descriptors 3..3+n of the caller stay open in the container.
-    pub preserve_fds: u32,
+    /// Descriptors of the caller that stay open in the container, by the same numbers.
+    pub preserve_fds: Vec<i32>,
     pub root_change: RootChange,
     /// `--no-new-keyring`: keep the caller's session keyring.
     pub keep_keyring: bool,
     pub cgroups: Cgroups,
+    /// A service manager waits to hear that the container is ready: see [`crate::Readiness`].
+    pub notifies: bool,
 }
 
 /// A created container: its init is a direct child of the caller, waits for `start`, and is the caller's to reap.
@@ -65,7 +67,7 @@ pub struct Created {
 #[derive(Debug, Default)]
 pub struct ExecOptions {
     pub stdio: Stdio,
-    pub preserve_fds: u32,
+    pub preserve_fds: Vec<i32>,
     /// `--cgroup`: places below the container's own cgroup; elsewhere the process joins that one itself.
     pub sub_cgroups: Vec<SubCgroup>,
     /// `--ignore-paused`: do not refuse in a paused container.

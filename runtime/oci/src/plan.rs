@@ -39,7 +39,7 @@ pub(crate) struct Context<'a> {
     pub root_change: RootChange,
     pub keyring: Option<String>,
     pub cgroup: CgroupView,
-    pub preserve_fds: u32,
+    pub preserve_fds: &'a [i32],
     /// For a new user namespace whose configuration brings no maps.
     pub default_maps: Maps,
     /// SELinux: of the file systems that are mounted.
@@ -107,11 +107,14 @@ impl Plan {
                 personality: linux.personality().as_ref(),
                 memory_policy: linux.memory_policy().as_ref(),
                 preserve_fds: context.preserve_fds,
-                keep_groups: is_asked_for(spec, "run.oci.keep_original_groups"),
+                keep_groups: is_asked_for(spec, KEEP_GROUPS),
                 strict_seccomp: is_asked_for(spec, STRICT_SECCOMP),
                 is_exec: false,
             };
             process_steps(process, &context, &mut plan.setup, &mut plan.start, &mut plan.warnings)?;
+        } else {
+            // It can be created, and wait; `start` is what fails. runtime-spec 1.3, "Start".
+            plan.setup.push(Step::CloseDescriptors);
         }
         Ok(plan)
     }
@@ -257,6 +260,13 @@ fn net_devices(linux: &Linux) -> Result<Vec<(String, String)>, Error> {
     devices.sort();
     Ok(devices)
 }
+
+/// crun's annotation: the process keeps the runtime's own supplementary groups.
+const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
+
+/// Annotations that change what a container may do or what is written on the host, so that a caller can keep its users from setting them.
+pub const UNSAFE_ANNOTATIONS: [&str; 4] =
+    [crate::hooks::OUTPUT[0], crate::hooks::OUTPUT[1], KEEP_GROUPS, STRICT_SECCOMP];
 
 /// crun's annotation: a call that a seccomp profile names and nobody knows is an error.
 pub(crate) const STRICT_SECCOMP: &str = "run.oci.seccomp_fail_unknown_syscall";

@@ -49,6 +49,9 @@ pub(crate) struct Record {
     /// Its PID namespace is somebody else's: with its init nobody else ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shares_pids: bool,
+    /// The configuration has no process: it cannot be started.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_program: bool,
     /// The root is not the mount namespace's own.
     #[serde(default)]
     pub chroot: bool,
@@ -205,6 +208,7 @@ impl Record {
             unit: None,
             namespaces: Vec::new(),
             shares_pids: false,
+            lacks_program: false,
             chroot: false,
             resctrl: None,
             poststart: hooks(|hooks| hooks.poststart()),

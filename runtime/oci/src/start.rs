@@ -49,6 +49,9 @@ pub fn start_observed(
         Status::Created => {}
         status => return wrong(status),
     }
+    if record.lacks_program {
+        return Err(crate::plan::invalid("process", "is missing: there is no program to start"));
+    }
     let socket = place.socket();
     let starter = match local_socket::connect_to(&socket, SockType::SeqPacket) {
         Ok(starter) => starter,

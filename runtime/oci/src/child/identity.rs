@@ -42,7 +42,7 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
             *held = Held::default();
             process::close_on_exec_from(3)?;
         }
-        Step::KeepDescriptors { count } => process::keep_over_exec(*count)?,
+        Step::KeepDescriptors(numbers) => process::keep_over_exec(numbers)?,
         other => return Err(Refusal::words(format!("{other} is not a step of a process"))),
     }
     Ok(())

@@ -10,8 +10,7 @@ use super::{Error, foreground};
 
 pub(crate) fn exec(root: &StateRoot, exec: &Exec, reporter: &Reporter) -> Result<u8, Error> {
     let id = parse_id(&exec.id)?;
-    let preserve = exec.preserve_fds.saturating_add(listen_fds());
-    secure_self(preserve)?;
+    let preserve = secure_self(exec.preserve_fds.saturating_add(listen_fds()))?;
     // Before the process is known, so that "no such container" comes first.
     runtime_oci::state(root, &id)?;
     warn_of_unused(exec, reporter);

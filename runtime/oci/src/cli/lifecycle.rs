@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use runtime_linux::{executable, process};
 use runtime_oci::{
-    Bundle, Cgroups, ContainerId, CreateOptions, Created, Deletion, Explained, Observer, RootChange, StateRoot,
+    Bundle, Cgroups, ContainerId, CreateOptions, Created, Deletion, Explained, Observer, Readiness, RootChange,
+    StateRoot,
 };
 
 use super::arguments::{CgroupManager, Create, Global, Run};
@@ -21,21 +22,34 @@ pub(crate) fn parse_id(id: &str) -> Result<ContainerId, Error> {
 }
 
 /// What has to hold before this process goes anywhere near a container: no stray descriptors, and a file that it cannot spoil.
-pub(crate) fn secure_self(preserve: u32) -> Result<(), Error> {
+/// Comes back with the descriptors to preserve: of the `preserve` from 3 on those that the caller has.
+pub(crate) fn secure_self(preserve: u32) -> Result<Vec<i32>, Error> {
     process::ensure_standard_streams().map_err(Error::errno("open /dev/null for a closed standard stream"))?;
-    let first = i32::try_from(preserve).ok().and_then(|preserve| preserve.checked_add(3));
-    let first = first.ok_or_else(|| Error::Usage("--preserve-fds is too large".to_owned()))?;
-    if let Some(number) = (3..first).find(|number| !process::is_open(*number)) {
-        return Err(Error::Usage(format!("--preserve-fds {preserve}: descriptor {number} is not open")));
-    }
+    let behind = i32::try_from(preserve).ok().and_then(|preserve| preserve.checked_add(3));
+    let behind = behind.ok_or_else(|| Error::Usage("--preserve-fds is too large".to_owned()))?;
     executable::ensure_protected().map_err(Error::errno("run from a file that no container can write"))?;
+    let preserved = (3..behind).filter(|number| process::is_inherited(*number)).collect();
     // Those that the container is to get, no hook gets.
-    process::close_on_exec_from(3).map_err(Error::errno("close inherited descriptors at exec"))
+    process::close_on_exec_from(3).map_err(Error::errno("close inherited descriptors at exec"))?;
+    Ok(preserved)
 }
 
 /// systemd's socket activation: the descriptors come first, as many as it says.
 pub(crate) fn listen_fds() -> u32 {
     std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+/// The service manager's socket (sd_notify(3)).
+fn notify_socket() -> Option<PathBuf> {
+    std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// Listens for a container's readiness, where a service manager waits for it.
+fn readiness(root: &StateRoot, id: &ContainerId) -> Result<Option<Readiness>, Error> {
+    match notify_socket() {
+        Some(host) => Ok(Readiness::listen(root, id, &host)?),
+        None => Ok(None),
+    }
 }
 
 /// A terminal needs somebody who holds its master after us.
@@ -92,10 +106,11 @@ fn teller(root: &StateRoot, global: &Global, create: &Create) -> Result<Option<T
 
 fn options(global: &Global, create: &Create) -> CreateOptions {
     CreateOptions {
-        preserve_fds: preserved(create),
+        preserve_fds: (3..3i32.saturating_add_unsigned(preserved(create))).collect(),
         root_change: if create.no_pivot { RootChange::Chroot } else { RootChange::Pivot },
         keep_keyring: create.no_new_keyring,
         cgroups: cgroups(global),
+        notifies: notify_socket().is_some(),
         ..CreateOptions::default()
     }
 }
@@ -109,8 +124,7 @@ fn make(
     observer: Option<&mut Observer<'_>>,
 ) -> Result<Made, Error> {
     let id = parse_id(&create.id)?;
-    let preserve = preserved(create);
-    secure_self(preserve)?;
+    let preserve_fds = secure_self(preserved(create))?;
     let mut bundle = load(create)?;
     reporter.debug(|| format!("create container {id} of bundle {}", bundle.dir().display()));
     let terminal = bundle.spec().process().as_ref().is_some_and(|process| process.terminal() == Some(true));
@@ -118,7 +132,10 @@ fn make(
     if listen_fds() > 0 {
         bundle.add_environment(&[format!("LISTEN_FDS={}", listen_fds()), "LISTEN_PID=1".to_owned()]);
     }
-    let mut created = runtime_oci::create_observed(root, &id, &bundle, options(global, create), observer)?;
+    let mut created = {
+        let options = CreateOptions { preserve_fds, ..options(global, create) };
+        runtime_oci::create_observed(root, &id, &bundle, options, observer)?
+    };
     reporter.warnings(&created.warnings);
     reporter.debug(|| format!("container {id} is created: its init is process {}", created.pid));
     let finish = |created: &mut Created| -> Result<(), Error> {
@@ -217,13 +234,18 @@ fn run_observed(
         error
     };
     let mut console = foreground::Console::new(created.console, terminal && !run.detach).map_err(undo)?;
+    let readiness = readiness(root, &id).map_err(undo)?;
     runtime_oci::start_observed(root, &id, observer).map_err(|error| {
         // What hooks of the container, or its program, had to say is on its terminal.
         console.iter_mut().for_each(foreground::Console::drain);
         undo(error.into())
     })?;
     reporter.debug(|| format!("container {id} is started"));
-    let Some(signals) = signals else { return Ok(0) };
+    let Some(signals) = signals else {
+        readiness.map_or(Ok(()), |readiness| readiness.relay())?;
+        return Ok(0);
+    };
+    readiness.map_or(Ok(()), Readiness::relay_beside)?;
     Wait { root, id: &id, process: &created.pidfd, signals: &signals, keep: run.keep, reporter }.for_end(console)
 }
 
@@ -249,7 +271,10 @@ impl Wait<'_> {
 }
 
 pub(crate) fn start(root: &StateRoot, id: &str, reporter: &Reporter) -> Result<u8, Error> {
-    runtime_oci::start(root, &parse_id(id)?)?;
+    let id = parse_id(id)?;
+    let readiness = readiness(root, &id)?;
+    runtime_oci::start(root, &id)?;
     reporter.debug(|| format!("container {id} is started"));
+    readiness.map_or(Ok(()), |readiness| readiness.relay())?;
     Ok(0)
 }

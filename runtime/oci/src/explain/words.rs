@@ -158,7 +158,7 @@ pub(super) fn container(step: &Step, side: Side) -> Explained {
         | Step::WorkingDirectory(_)
         | Step::FindProgram
         | Step::CloseDescriptors
-        | Step::KeepDescriptors { .. }
+        | Step::KeepDescriptors(_)
         | Step::Exec => program(step, side),
     };
     explained(words, step.to_string(), side)
@@ -479,7 +479,7 @@ fn program(step: &Step, side: Side) -> Words {
             "looked at after the change: a directory outside of the root would be a way out",
             "ls -l /proc/PID/cwd",
         ),
-        (Step::KeepDescriptors { .. }, _) => (
+        (Step::KeepDescriptors(_), _) => (
             "fcntl(2) F_SETFD",
             "",
             "what the caller asked to hand on; only now, so that no hook gets it",

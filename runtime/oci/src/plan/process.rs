@@ -25,7 +25,7 @@ pub(crate) struct ProcessContext<'a> {
     pub strict_seccomp: bool,
     pub personality: Option<&'a LinuxPersonality>,
     pub memory_policy: Option<&'a LinuxMemoryPolicy>,
-    pub preserve_fds: u32,
+    pub preserve_fds: &'a [i32],
     /// The process keeps the runtime's own supplementary groups.
     pub keep_groups: bool,
     /// exec has no hooks and takes `execCPUAffinity`.
@@ -68,8 +68,8 @@ pub(crate) fn process_steps(
     setup.push(Step::WorkingDirectory(process.cwd().clone()));
     setup.push(Step::FindProgram);
     // After the hooks, which get nothing of the caller's, and before the filter, which need not allow it.
-    if context.preserve_fds > 0 {
-        start.push(Step::KeepDescriptors { count: context.preserve_fds });
+    if !context.preserve_fds.is_empty() {
+        start.push(Step::KeepDescriptors(context.preserve_fds.to_vec()));
     }
     if let Some(filter) = filter {
         start.push(Step::Seccomp(Box::new(filter)));

@@ -192,9 +192,7 @@ pub(crate) enum Step {
     /// All but the standard streams, at exec.
     CloseDescriptors,
     /// Descriptors from 3 on that the program gets all the same.
-    KeepDescriptors {
-        count: u32,
-    },
+    KeepDescriptors(Vec<i32>),
     Seccomp(Box<Filter>),
     /// The sets as they are to be, once CAP_SYS_ADMIN has served.
     FinalCapabilities(Sets),
@@ -270,7 +268,7 @@ impl fmt::Display for Step {
             // runc's words, which podman and the kubelet look for.
             Self::FindProgram | Self::Exec => f.write_str("exec"),
             Self::CloseDescriptors => f.write_str("close descriptors from 3 on at exec"),
-            Self::KeepDescriptors { count } => write!(f, "keep {count} descriptors from 3 on"),
+            Self::KeepDescriptors(numbers) => write!(f, "keep descriptors {numbers:?}"),
             Self::Seccomp(filter) => write!(f, "load seccomp filter of {} instructions", filter.program.len()),
             Self::FinalCapabilities(_) => f.write_str("drop CAP_SYS_ADMIN"),
         }

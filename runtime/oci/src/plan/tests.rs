@@ -13,7 +13,7 @@ fn plan(config: Value) -> Result<Plan, Error> {
         root_change: RootChange::Pivot,
         keyring: Some("_ses.x".to_owned()),
         cgroup: CgroupView::V2 { own: "/sys/fs/cgroup/x".into() },
-        preserve_fds: 0,
+        preserve_fds: &[],
         default_maps: Maps::default(),
         mount_label: None,
     };

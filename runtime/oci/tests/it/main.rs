@@ -8,6 +8,7 @@ mod commands;
 mod container;
 mod exec;
 mod explain;
+mod handover;
 mod harness;
 mod library;
 mod lifecycle;

@@ -92,7 +92,8 @@ fn hooks_have_their_surroundings() {
     let path = std::env::var("PATH").expect("PATH");
     assert_eq!(first, format!("{} {path}", std::fs::canonicalize(world.bundle()).expect("bundle").display()));
     let state: Value = serde_json::from_str(second).expect("state");
-    // runtime-spec 1.3, "State": the pid as the container sees it.
+    // runtime-spec 1.3, "State": the pid as the container sees it; and by then the environment has been made.
+    assert_eq!(state["status"], json!("created"));
     assert_eq!(state["pid"], json!(1));
     world.config["hooks"] = json!({"prestart": [{"path": "bin/true"}]});
     assert!(world.run().bad().contains("not absolute"));
@@ -184,4 +185,16 @@ fn the_last_of_two_values_of_a_variable_holds() {
     let mut world = shell("echo $TWICE");
     world.config["process"]["env"] = json!(["PATH=/bin", "TWICE=first", "TWICE=last"]);
     assert_eq!(world.run().good(), "last\n");
+}
+
+#[test]
+fn a_container_without_a_process_is_created_but_not_started() {
+    let mut world = World::new(&["true"]);
+    world.config.as_object_mut().expect("object").remove("process");
+    world.create().good();
+    assert_eq!(world.status(), "created");
+    assert!(world.oci(&["start"], &[]).bad().contains("there is no program to start"));
+    assert_eq!(world.status(), "created");
+    world.oci(&["delete"], &[]).good();
+    world.assert_gone();
 }
