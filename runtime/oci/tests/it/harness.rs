@@ -15,6 +15,7 @@ const APPLETS: [&str; 20] = [
     "sh", "ls", "cat", "id", "true", "false", "sleep", "mount", "hostname", "ps", "echo", "touch", "tty", "stat",
     "env", "kill", "readlink", "mkdir", "dd", "rm",
 ];
+const OURS: &str = env!("CARGO_BIN_EXE_sampan-oci");
 /// What any wait of a test is bounded by.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -23,6 +24,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 /// One container's world; gone with it.
 pub(crate) struct World {
     dir: tempfile::TempDir,
+    /// What is tested: `SAMPAN_RUNTIME` where set, so that other runtimes can be put to the same test, else ours.
+    pub runtime: PathBuf,
     pub id: String,
     pub config: Value,
 }
@@ -77,9 +80,11 @@ impl World {
         // Reachable for a container's root that is nobody on the host.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(dir.path(), open).expect("chmod");
-        let mut world = Self { dir, id: unique(), config: Value::Null };
-        let made = world.raw(&["spec", "--bundle"], &[world.bundle().to_str().expect("utf-8")]);
-        assert_eq!(made.code, 0, "{made:?}");
+        let runtime = std::env::var_os("SAMPAN_RUNTIME").map_or_else(|| OURS.into(), PathBuf::from);
+        let mut world = Self { dir, runtime, id: unique(), config: Value::Null };
+        // The same configuration for every runtime.
+        let made = Command::new(OURS).args(["spec", "--bundle"]).arg(world.bundle()).output().expect("run sampan-oci");
+        assert!(made.status.success(), "{made:?}");
         let text = std::fs::read(world.bundle().join("config.json")).expect("config.json");
         world.config = serde_json::from_slice(&text).expect("json");
         let namespaces = world.config["linux"]["namespaces"].as_array_mut().expect("namespaces");
@@ -114,7 +119,7 @@ impl World {
     }
 
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sampan-oci"));
+        let mut command = Command::new(&self.runtime);
         command.arg("--root").arg(self.state_root()).stdin(Stdio::null());
         command
     }
