@@ -10,6 +10,7 @@ mod exec;
 mod explain;
 mod handover;
 mod harness;
+mod kills;
 mod library;
 mod lifecycle;
 mod limits;
