@@ -23,7 +23,7 @@ use runtime_linux::rooted::Root;
 use runtime_linux::{executable, local_socket, namespace, network, process, seccomp, terminal};
 
 use crate::hooks::{self, Kind as HookKind, Surroundings};
-use crate::plan::{Moment, Step};
+use crate::plan::{Moment, Source, Step};
 use crate::status::{State, Status};
 use crate::sync::{self, BEFORE_STEPS, Fault, Order, Report};
 
@@ -72,6 +72,8 @@ pub(crate) struct Child<'plan> {
     /// A root below the mount namespace's own, for exec in a container without pivot_root.
     pub chroot: Option<OwnedFd>,
     pub sources: Vec<Option<OwnedFd>>,
+    /// The plan's, for those that are opened when their turn comes.
+    pub source_paths: &'plan [Source],
     pub stdio: [Option<OwnedFd>; 3],
     pub setup: &'plan [Step],
     pub start: &'plan [Step],

@@ -280,6 +280,7 @@ fn prepare<'plan>(
         joins_mounts: plan.namespaces.join.iter().any(|(kind, _)| *kind == Kind::Mount),
         chroot: None,
         sources: sources::open(plan)?,
+        source_paths: &plan.sources,
         stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
         setup: &plan.setup,
         start: &plan.start,

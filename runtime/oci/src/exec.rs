@@ -48,6 +48,7 @@ pub fn exec(root: &StateRoot, id: &ContainerId, process: &Process, options: Exec
         joins_mounts: record.namespaces.iter().any(|name| name == Kind::Mount.file_name()),
         chroot: chroot(&record)?,
         sources: Vec::new(),
+        source_paths: &[],
         stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
         setup: &setup,
         start: &start,

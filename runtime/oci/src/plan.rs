@@ -75,11 +75,21 @@ pub(crate) struct Source {
     pub recursive: bool,
     /// A symlink at the end of the path is followed, and not taken itself.
     pub follow: bool,
+    pub by: Opener,
+}
+
+/// Who opens a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opener {
+    /// The runtime, before the clone: with rights that the container's root may not have, and in the host's own peer groups.
+    Runtime,
+    /// The container's process, when its turn comes, so that the mount table has the order of the configuration.
+    Process,
 }
 
 impl Source {
     fn below(path: &std::path::Path, recursive: bool) -> Self {
-        Self { path: path.to_owned(), recursive, follow: true }
+        Self { path: path.to_owned(), recursive, follow: true, by: Opener::Runtime }
     }
 }
 

@@ -5,15 +5,16 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
+use oci_spec::runtime::LinuxNamespaceType;
 use runtime_linux::idmap;
 use runtime_linux::mount::{self, Change, Reach, Tree, attribute};
 
 use crate::create::parent;
 use crate::devices;
 use crate::error::Error;
-use crate::plan::{DeviceNode, IdMapping, MountStep, Plan, Step};
+use crate::plan::{DeviceNode, IdMapping, MountStep, Opener, Plan, Source, Step};
 
-/// One for each of `Plan::sources`. A default device that is missing is `None`: its step then says so.
+/// One for each of `Plan::sources`; `None` is for the container's process to open, or to say what is missing.
 pub(crate) fn open(plan: &Plan) -> Result<Vec<Option<OwnedFd>>, Error> {
     let mut opened = Vec::with_capacity(plan.sources.len());
     for (index, source) in plan.sources.iter().enumerate() {
@@ -21,16 +22,31 @@ pub(crate) fn open(plan: &Plan) -> Result<Vec<Option<OwnedFd>>, Error> {
             opened.push(open_device(node, plan)?);
             continue;
         }
-        let tree = if source.recursive { Tree::CloneRecursive } else { Tree::Clone };
-        let open = if source.follow { mount::open_tree } else { mount::open_tree_nofollow };
-        let tree = open(nix::fcntl::AT_FDCWD, &source.path, tree)
-            .map_err(parent(format!("open mount source {}", source.path.display())))?;
-        if let Some(mapping) = id_mapping(plan, index) {
-            map_ids(&tree, mapping)?;
+        let mapping = id_mapping(plan, index);
+        let is_process_root = plan.namespaces.is_new(LinuxNamespaceType::User) && mapping.is_none();
+        if source.by == Opener::Process {
+            opened.push(None);
+            continue;
         }
-        opened.push(Some(tree));
+        match open_one(source) {
+            Ok(tree) => {
+                if let Some(mapping) = mapping {
+                    map_ids(&tree, mapping)?;
+                }
+                opened.push(Some(tree));
+            }
+            // Who is not root may copy no mount; as the root of its own namespaces the process may.
+            Err(Errno::EPERM) if is_process_root => opened.push(None),
+            Err(errno) => return Err(parent(format!("open mount source {}", source.path.display()))(errno)),
+        }
     }
     Ok(opened)
+}
+
+pub(crate) fn open_one(source: &Source) -> Result<OwnedFd, Errno> {
+    let tree = if source.recursive { Tree::CloneRecursive } else { Tree::Clone };
+    let open = if source.follow { mount::open_tree } else { mount::open_tree_nofollow };
+    open(nix::fcntl::AT_FDCWD, &source.path, tree)
 }
 
 fn device(plan: &Plan, source: usize) -> Option<&DeviceNode> {
@@ -40,25 +56,19 @@ fn device(plan: &Plan, source: usize) -> Option<&DeviceNode> {
     })
 }
 
-/// The host's own node where it is just that device, else one made for the container; that takes the host's root.
+/// The host's own node for a default device, else one made for the container; that takes the host's root.
 fn open_device(node: &DeviceNode, plan: &Plan) -> Result<Option<OwnedFd>, Error> {
-    let step = || format!("prepare device {}", node.path.display());
-    if node.is_default {
-        return match mount::open_tree(nix::fcntl::AT_FDCWD, &node.path, Tree::Clone) {
-            Ok(tree) => devices::restrict(&tree).map(|()| Some(tree)).map_err(parent(step())),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(parent(step())(errno)),
-        };
-    }
-    match devices::make(node, &plan.namespaces) {
+    let made = if node.is_default {
+        mount::open_tree(nix::fcntl::AT_FDCWD, &node.path, Tree::Clone)
+            .and_then(|tree| devices::restrict(&tree).map(|()| tree))
+    } else {
+        devices::make(node, &plan.namespaces)
+    };
+    match made {
         Ok(tree) => Ok(Some(tree)),
-        // Who is not root may still hand in what the host has at that place.
-        Err(Errno::EPERM) => match mount::open_tree(nix::fcntl::AT_FDCWD, &node.path, Tree::Clone) {
-            Ok(tree) => devices::restrict(&tree).map(|()| Some(tree)).map_err(parent(step())),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(parent(step())(errno)),
-        },
-        Err(errno) => Err(parent(step())(errno)),
+        // Who is not root can still be given what the host has at that place, by the process itself.
+        Err(Errno::EPERM | Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(parent(format!("prepare device {}", node.path.display()))(errno)),
     }
 }
 

@@ -10,7 +10,7 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags};
 use runtime_linux::mount::{self, Tree};
 use runtime_linux::terminal::{self, Size};
 
-use super::{Child, Done, Held, Refusal, take_terminal};
+use super::{Child, Done, Held, Refusal, mounts, take_terminal};
 use crate::plan::{DeviceNode, Step};
 
 pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
@@ -39,8 +39,11 @@ fn parent_of(path: &Path, held: &Held) -> Result<(OwnedFd, std::path::PathBuf), 
 fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
     let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
     if let Some(source) = node.bind {
-        let tree = child.sources.get_mut(source).and_then(Option::take);
-        let tree = tree.ok_or_else(|| Refusal::said(Errno::ENOENT, "the host has no such device to bind"))?;
+        let is_open = child.sources.get(source).is_some_and(Option::is_some);
+        let tree = mounts::take(source, child)?;
+        if !is_open {
+            crate::devices::restrict(&tree)?;
+        }
         // The host may have anything at that path.
         if !is_device(&fstat(&tree)?, node) {
             return Err(Refusal::said(Errno::ENODEV, "the host has something else there"));

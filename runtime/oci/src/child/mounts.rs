@@ -13,6 +13,7 @@ use runtime_linux::rooted::Root;
 
 use super::{Child, Done, Held, Refusal, copy_up, devices};
 use crate::plan::{BindMount, CgroupMount, Data, FilesystemMount, MountAttributes, MountStep, Step};
+use crate::sources;
 
 /// Mode of directories that are made as mount points.
 const DIRECTORY: Mode = Mode::from_bits_truncate(0o755);
@@ -72,8 +73,19 @@ fn propagation(flag: u64) -> Done {
     Ok(mount::set_root_propagation(flags | MsFlags::MS_REC)?)
 }
 
-fn take(source: usize, child: &mut Child<'_>) -> Result<OwnedFd, Refusal> {
-    child.sources.get_mut(source).and_then(Option::take).ok_or_else(|| Errno::ENOENT.into())
+pub(super) fn take(source: usize, child: &mut Child<'_>) -> Result<OwnedFd, Refusal> {
+    if let Some(tree) = child.sources.get_mut(source).and_then(Option::take) {
+        return Ok(tree);
+    }
+    let source = child.source_paths.get(source).ok_or(Errno::ENOENT)?;
+    sources::open_one(source).map_err(|errno| Refusal::said(errno, format!("open {}", source.path.display())))
+}
+
+/// A mount's place in the table is that of its making: one that was made before all others is made again. Kernels before 6.15 copy only
+/// what is attached; there it keeps its place.
+fn in_order(tree: OwnedFd, recursive: bool) -> OwnedFd {
+    let reach = if recursive { Tree::CloneRecursive } else { Tree::Clone };
+    mount::open_tree(tree.as_fd(), Path::new(""), reach).unwrap_or(tree)
 }
 
 fn root_bind(source: usize, at: Option<&Path>, child: &mut Child<'_>, held: &mut Held) -> Done {
@@ -245,7 +257,10 @@ fn bind_mount(
     child: &mut Child<'_>,
     held: &mut Held,
 ) -> Done {
-    let tree = take(bind.source, child)?;
+    let mut tree = take(bind.source, child)?;
+    if bind.again {
+        tree = in_order(tree, child.source_paths.get(bind.source).is_some_and(|source| source.recursive));
+    }
     if destination == Path::new("/proc") && !runtime_linux::proc::is_root(&tree)? {
         return Err(Refusal::said(Errno::EPERM, "only a proc file system may be mounted on /proc"));
     }

@@ -10,7 +10,7 @@ use runtime_linux::mount::attribute;
 use super::mount_options::{Options, propagation};
 use super::namespaces::ranges;
 use super::steps::{BindMount, CgroupMount, Data, FilesystemMount, IdMapping, MountStep, Step};
-use super::{CgroupView, Context, Plan, Source, invalid};
+use super::{CgroupView, Context, Opener, Plan, Source, invalid};
 use crate::error::Error;
 use crate::options::RootChange;
 
@@ -69,7 +69,7 @@ impl Plan {
                     .as_ref()
                     .is_some_and(|hooks| hooks.create_container().as_ref().is_some_and(|hooks| !hooks.is_empty()));
                 let at = wants_path.then(|| path.clone());
-                let source = self.source(Source { path, recursive: true, follow: true });
+                let source = self.source(Source { path, recursive: true, follow: true, by: Opener::Runtime });
                 self.setup.push(Step::RootBind { source, at });
             }
             (None, None) => return Err(invalid("root", "is missing")),
@@ -114,6 +114,9 @@ impl Plan {
             MountStep::Remount { superblock: (!is_bind).then(|| std::mem::take(&mut options.data)) }
         } else if is_bind {
             let source = mount.source().as_ref().ok_or_else(|| invalid("source", "a bind mount needs one"))?;
+            let idmap = self.idmap(mount, options.idmap)?;
+            let path = context.bundle.join(source);
+            let by = self.opener(&path, &options, default_propagation, idmap.is_some());
             if let Some(propagation) = default_propagation {
                 options.attributes.propagation.insert(0, (propagation, true));
             }
@@ -123,13 +126,15 @@ impl Plan {
                 options.attributes.recursive_set |= attribute::RDONLY;
             }
             let source = self.source(Source {
-                path: context.bundle.join(source),
+                path,
                 recursive: options.bind == Some(true),
                 follow: !(options.source_nofollow || options.copy_symlink),
+                by,
             });
             MountStep::Bind(BindMount {
                 source,
-                idmap: self.idmap(mount, options.idmap)?,
+                again: by == Opener::Runtime && idmap.is_none() && !self.namespaces.has(LinuxNamespaceType::User),
+                idmap,
                 copy_symlink: options.copy_symlink,
                 nofollow: options.destination_nofollow,
             })
@@ -154,6 +159,19 @@ impl Plan {
         };
         self.setup.push(Step::Mount { destination, attributes: options.attributes, mount: step });
         Ok(())
+    }
+
+    /// A tree that is to stay in touch with the host's mounts is taken from among those, and so is one whose rights the process lacks.
+    fn opener(&self, path: &Path, options: &Options, inherited: Option<u64>, is_mapped: bool) -> Opener {
+        let own_tree =
+            self.namespaces.is_new(LinuxNamespaceType::Mount) && !self.namespaces.has(LinuxNamespaceType::User);
+        let Some(inherited) = inherited.filter(|_| own_tree && !is_mapped) else { return Opener::Runtime };
+        let asked = options.attributes.propagation.iter().map(|(flag, _)| *flag);
+        let mut touching = asked.filter(|flag| {
+            *flag == MsFlags::MS_SHARED.bits() || *flag == MsFlags::MS_SLAVE.bits() && *flag != inherited
+        });
+        // Below /proc a path may mean the runtime itself.
+        if touching.next().is_some() || path.starts_with("/proc") { Opener::Runtime } else { Opener::Process }
     }
 
     /// Only what an earlier entry made is changed; the file system behind a bind is the host's.

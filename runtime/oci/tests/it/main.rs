@@ -17,5 +17,6 @@ mod limits;
 mod mounts;
 mod network;
 mod resources;
+mod rootless;
 mod specification;
 mod systemd;

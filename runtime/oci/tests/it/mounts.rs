@@ -146,3 +146,34 @@ fn the_hosts_sysfs_stands_in_read_only() {
     assert!(table.lines().count() > 0 && table.lines().all(|line| line.contains(" ro,")), "{table}");
     world.assert_gone();
 }
+
+/// The mount table has the order of the configuration, whoever opened the sources. (Before kernel 6.8 it is in the order of attaching.)
+#[test]
+fn the_mount_table_is_in_order() {
+    let mut world = shell("grep -o ' /mnt/[a-z]*' /proc/self/mountinfo");
+    symlink("busybox", world.rootfs().join("bin/grep")).expect("symlink");
+    let source = world.path("source");
+    std::fs::create_dir(&source).expect("mkdir");
+    for (name, options) in [
+        ("a", None),
+        ("b", Some(json!(["rbind"]))),
+        ("c", None),
+        ("d", Some(json!(["bind", "rprivate", "ro"]))),
+        ("e", None),
+    ] {
+        let destination = format!("/mnt/{name}");
+        let entry = match options {
+            None => json!({"destination": destination, "type": "tmpfs", "source": "tmpfs"}),
+            Some(options) => json!({"destination": destination, "type": "bind", "source": source, "options": options}),
+        };
+        mount(&mut world, entry);
+    }
+    assert_eq!(world.run().good(), " /mnt/a\n /mnt/b\n /mnt/c\n /mnt/d\n /mnt/e\n");
+    world.config["mounts"][0]["source"] = json!("proc");
+    let last = world.config["mounts"].as_array().expect("mounts").len() - 1;
+    world.config["mounts"][last] =
+        json!({"destination": "/mnt/e", "type": "bind", "source": "/no/such", "options": ["bind"]});
+    let err = world.run().bad();
+    assert!(err.contains("/no/such") && err.contains("no such file"), "{err}");
+    world.assert_gone();
+}
