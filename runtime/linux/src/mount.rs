@@ -159,6 +159,12 @@ pub fn attach(mount: impl AsFd, target: impl AsFd) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Unmounts, lazily, what the descriptor is the root of; `EINVAL` where that is no mount's root.
+pub fn detach(mount: impl AsFd) -> Result<(), Errno> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", mount.as_fd().as_raw_fd()));
+    nix::mount::umount2(&path, MntFlags::MNT_DETACH)
+}
+
 /// How mounts below a mount follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {

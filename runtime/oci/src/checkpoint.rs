@@ -93,7 +93,7 @@ pub fn restore(
     let confinement = Confinement::plan(root, spec, id, cgroups)?;
     let place = Place::new(root, id);
     let lock = place.take()?;
-    let mut undo = Undo { place: &place, confinement, is_armed: true };
+    let mut undo = Undo::new(&place, confinement);
     let mut record = Record::new(bundle, id, SystemTime::now());
     record.cgroup = undo.confinement.recorded_path();
     record.unit = undo.confinement.unit().cloned();

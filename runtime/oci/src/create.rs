@@ -25,7 +25,7 @@ use crate::spawn::{Spawn, Spawned, spawn};
 use crate::status::{State, Status};
 use crate::sync::{self, Fault, Order, Report};
 use crate::{Bundle, ContainerId, CreateOptions, Created, StateRoot};
-use crate::{net_devices, notify, resctrl, sources, subordinate};
+use crate::{host_mounts, net_devices, notify, resctrl, sources, subordinate};
 
 pub(crate) fn parent(step: impl Into<String>) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::Parent(Failure::new(step, errno))
@@ -54,8 +54,10 @@ pub fn create_observed(
     }
     let place = Place::new(root, id);
     let lock = place.take()?;
-    let mut undo = Undo { place: &place, confinement, is_armed: true };
+    let mut undo = Undo::new(&place, confinement);
     let mut record = new_record(bundle, id, &plan, &options, &undo.confinement);
+    undo.host_mounts.clone_from(&record.host_mounts);
+    undo.rootfs.clone_from(&record.rootfs);
     let resctrl = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
     let resctrl = resctrl.map(|rdt| resctrl::Joined::prepare(rdt, id.as_str())).transpose()?;
     record.resctrl = resctrl.as_ref().and_then(resctrl::Joined::membership).cloned();
@@ -222,6 +224,7 @@ fn new_record(
     record.unit = confinement.unit().cloned();
     record.namespaces = plan.namespaces.all().into_iter().map(|kind| kind.file_name().to_owned()).collect();
     record.shares_pids = !plan.namespaces.is_new(LinuxNamespaceType::Pid);
+    record.host_mounts = host_mounts::of(plan);
     record.lacks_program = bundle.spec().process().is_none();
     record.chroot = plan.setup.iter().any(|step| matches!(step, Step::Chroot));
     record
@@ -232,14 +235,23 @@ fn new_record(
 pub(crate) struct Undo<'a> {
     pub place: &'a Place,
     pub confinement: Confinement,
+    rootfs: PathBuf,
+    host_mounts: Vec<PathBuf>,
     pub is_armed: bool,
+}
+
+impl<'a> Undo<'a> {
+    pub(crate) fn new(place: &'a Place, confinement: Confinement) -> Self {
+        Self { place, confinement, rootfs: PathBuf::new(), host_mounts: Vec::new(), is_armed: true }
+    }
 }
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         if self.is_armed {
             // The first error is the one that matters; what stays is what `delete --force` finds by the record.
-            if self.confinement.undo().is_ok() {
+            let unmounted = host_mounts::remove(&self.rootfs, &self.host_mounts);
+            if self.confinement.undo().is_ok() && unmounted.is_ok() {
                 let _kept = self.place.remove();
             }
         }

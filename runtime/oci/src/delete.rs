@@ -7,6 +7,7 @@ use crate::confine;
 use crate::create::parent;
 use crate::error::Error;
 use crate::hooks::{self, Kind};
+use crate::host_mounts;
 use crate::record::{Place, Record};
 use crate::status::Status;
 use crate::{ContainerId, StateRoot};
@@ -52,6 +53,7 @@ pub fn delete(root: &StateRoot, id: &ContainerId, deletion: Deletion) -> Result<
         // A unit that failed stays known to systemd until it is told to forget it.
         results.push(unit.stop());
     }
+    results.push(host_mounts::remove(&record.rootfs, &record.host_mounts));
     results.extend(record.resctrl.as_ref().map(crate::resctrl::Membership::leave));
     let warnings = hooks::run_all(Kind::Poststop, &record.poststop, &record.state(Status::Stopped));
     // With something left behind the record stays, so that the next `delete` knows of it.

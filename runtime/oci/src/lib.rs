@@ -14,6 +14,7 @@ mod error;
 mod exec;
 mod explain;
 mod hooks;
+mod host_mounts;
 mod id;
 mod net_devices;
 mod notify;

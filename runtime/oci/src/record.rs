@@ -55,6 +55,9 @@ pub(crate) struct Record {
     /// The root is not the mount namespace's own.
     #[serde(default)]
     pub chroot: bool,
+    /// Below `rootfs`, what is mounted there on the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_mounts: Vec<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resctrl: Option<Membership>,
     /// Hooks of the time after `create`, so that nobody has to read the whole configuration again.
@@ -210,6 +213,7 @@ impl Record {
             shares_pids: false,
             lacks_program: false,
             chroot: false,
+            host_mounts: Vec::new(),
             resctrl: None,
             poststart: hooks(|hooks| hooks.poststart()),
             poststop: hooks(|hooks| hooks.poststop()),

@@ -37,12 +37,13 @@ impl Plan {
         let own_mounts = self.namespaces.has(LinuxNamespaceType::Mount);
         if !own_mounts {
             let restricted = |paths: &Option<Vec<String>>| paths.as_ref().is_some_and(|paths| !paths.is_empty());
-            if !mounts.is_empty() || restricted(linux.masked_paths()) || restricted(linux.readonly_paths()) {
-                return Err(invalid("linux.namespaces", "mounts and masked paths need a mount namespace"));
+            if restricted(linux.masked_paths()) || restricted(linux.readonly_paths()) {
+                return Err(invalid("linux.namespaces", "masked and read-only paths need a mount namespace"));
             }
             let path = path.ok_or_else(|| invalid("root", "is missing"))?;
             self.setup.push(Step::RootDirectory(path));
-            return Ok(());
+            self.warn_of_host_mounts(spec, linux, mounts);
+            return self.mount_all(spec, linux, context, Some(MsFlags::MS_PRIVATE.bits()));
         }
         let root_propagation = match linux.rootfs_propagation().as_deref() {
             None | Some("") => None,
@@ -74,8 +75,33 @@ impl Plan {
             }
             (None, None) => return Err(invalid("root", "is missing")),
         }
-        for (index, mount) in mounts.iter().enumerate() {
-            let default = if keep_shared { None } else { Some(inherited) };
+        self.mount_all(spec, linux, context, if keep_shared { None } else { Some(inherited) })
+    }
+
+    /// runtime-spec 1.3, "Namespaces": a namespace that is not listed is inherited, the mount namespace too.
+    fn warn_of_host_mounts(&mut self, spec: &Spec, linux: &Linux, mounts: &[Mount]) {
+        if !mounts.is_empty() {
+            let words = "without a mount namespace the container's mounts lie on the host, until it is deleted";
+            self.warnings.push(words.to_owned());
+        }
+        let is_readonly = spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true));
+        for (field, is_given) in
+            [("root.readonly", is_readonly), ("linux.rootfsPropagation", linux.rootfs_propagation().is_some())]
+        {
+            if is_given {
+                self.warnings.push(format!("{field} is not acted on without a mount namespace: / is the host's"));
+            }
+        }
+    }
+
+    fn mount_all(
+        &mut self,
+        spec: &Spec,
+        linux: &Linux,
+        context: &Context<'_>,
+        default: Option<u64>,
+    ) -> Result<(), Error> {
+        for (index, mount) in spec.mounts().iter().flatten().enumerate() {
             self.mount(mount, default, context).map_err(|error| match error {
                 Error::InvalidConfig { field, reason } => {
                     Error::InvalidConfig { field: format!("mounts[{index}].{field}"), reason }

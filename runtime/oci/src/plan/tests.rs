@@ -92,7 +92,7 @@ fn a_plan_is_printed_in_order() {
 fn what_would_change_the_host_is_refused() {
     for (pointer, value, words) in [
         ("/linux/namespaces", json!([{"type": "mount"}]), "hostname"),
-        ("/linux/namespaces", json!([{"type": "uts"}]), "mount namespace"),
+        ("/linux/namespaces", json!([{"type": "uts"}]), "need a mount namespace"),
         ("/linux/namespaces", json!([{"type": "mount"}, {"type": "mount"}, {"type": "uts"}]), "twice"),
         ("/linux/namespaces", json!([{"type": "mount"}, {"type": "uts", "path": "relative"}]), "absolute"),
         ("/linux/namespaces", json!([{"type": "mount"}, {"type": "uts"}, {"type": "user"}]), "uidMappings"),

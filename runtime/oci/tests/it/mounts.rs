@@ -177,3 +177,37 @@ fn the_mount_table_is_in_order() {
     assert!(err.contains("/no/such") && err.contains("no such file"), "{err}");
     world.assert_gone();
 }
+
+/// runtime-spec 1.3, "Namespaces": what is not listed is inherited. The mounts are on the host then, and gone with the container.
+#[test]
+fn without_a_mount_namespace_mounts_end_with_the_container() {
+    let mut world = shell("readlink /proc/self/ns/mnt; ls /data; test -c /dev/zero && echo device");
+    symlink("busybox", world.rootfs().join("bin/test")).expect("symlink");
+    let data = world.path("data");
+    std::fs::create_dir(&data).expect("mkdir");
+    std::fs::write(data.join("file"), "").expect("write");
+    world.config["linux"]["namespaces"] = json!([{"type": "pid"}]);
+    for field in ["maskedPaths", "readonlyPaths"] {
+        world.config["linux"].as_object_mut().expect("linux").remove(field);
+    }
+    world.config.as_object_mut().expect("object").remove("hostname");
+    world.config["mounts"] = json!([
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+        {"destination": "/data", "type": "bind", "source": data, "options": ["rbind"]},
+    ]);
+    let own = std::fs::read_link("/proc/self/ns/mnt").expect("readlink");
+    let said = world.run();
+    assert!(said.err.contains("lie on the host"), "{said:?}");
+    assert_eq!(said.good(), format!("{}\nfile\ndevice\n", own.display()));
+    world.assert_gone();
+    // Nor does anything stay of one that fails half-way.
+    world.config["mounts"]
+        .as_array_mut()
+        .expect("mounts")
+        .push(json!({"destination": "/x", "type": "nofs", "source": "x"}));
+    assert!(world.run().bad().contains("nofs"));
+    world.assert_gone();
+    world.config["linux"]["maskedPaths"] = json!(["/proc/keys"]);
+    assert!(world.run().bad().contains("need a mount namespace"));
+}

@@ -54,7 +54,7 @@ fn race(mut round: impl FnMut() -> bool) {
         rounds += 1;
         ran += usize::from(round());
     }
-    println!("{rounds} rounds, {ran} ran");
+    eprintln!("{rounds} rounds, {ran} ran");
 }
 
 /// A volume with `x`, a directory, and `y`, a symlink to `target`.
