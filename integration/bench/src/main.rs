@@ -40,7 +40,7 @@ struct Arguments {
     /// How long the idle group looks.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     idle_seconds: u64,
-    /// The directory with sampan, sampan-oci, sampan-shim, sampan-cni and sampan-demo; `dist` above this program unless told.
+    /// The directory with sampan, sampan-oci, sampan-shim, sampan-cni, sampan-demo and sampan-bare; `dist` above this program unless told.
     #[arg(long, env = "SAMPAN_DIST")]
     dist: Option<PathBuf>,
 }
@@ -62,7 +62,7 @@ struct Group {
 const GROUPS: [Group; 9] = [
     Group {
         name: "container",
-        about: "run, state, exec and delete -f against runc and crun",
+        about: "run, state, exec and delete -f against runc, crun and the bare kernel; memory; 100 starts at 8 in parallel",
         measure: container::measure,
     },
     Group { name: "cni", about: "ADD and DEL of the bridge plugin", measure: cni::measure },

@@ -40,6 +40,26 @@ pub(crate) fn cost(command: &mut Command) -> Result<Cost> {
     Ok(Cost { cpu_ms: milliseconds(cpu), wall_ms: milliseconds(wall) })
 }
 
+/// What GNU time and its like print; BusyBox takes the kernel's kilobytes for pages of four.
+const PEAK_LINE: &str = "Maximum resident set size (kbytes):";
+const BUSYBOX_FACTOR: f64 = 4.0;
+
+/// The most memory that a command, or any process it waited for, had at once, in MB (10^6 bytes).
+///
+/// Started by a small program: until its exec a process counts with the memory of who started it.
+pub(crate) fn peak_memory(command: &Command) -> Result<f64> {
+    let mut timed = Command::new("busybox");
+    timed.args(["time", "-v"]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    if let Some(directory) = command.get_current_dir() {
+        timed.current_dir(directory);
+    }
+    let output = timed.output().context("start busybox; it is in the Debian package busybox-static")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} ended with {}: {}", output.status, said.trim());
+    let kilobytes = said.lines().find_map(|line| line.trim().strip_prefix(PEAK_LINE)?.trim().parse::<f64>().ok());
+    Ok(kilobytes.with_context(|| format!("busybox time printed no peak: {said}"))? / BUSYBOX_FACTOR * 1024.0 / 1e6)
+}
+
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }

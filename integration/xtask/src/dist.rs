@@ -15,11 +15,12 @@ const MUSL: &str = "x86_64-unknown-linux-musl";
 const GLIBC: &str = "x86_64-unknown-linux-gnu";
 
 /// Package and binary of everything that is executed per container or pod.
-const TINY: [(&str, &str); 4] = [
+const TINY: [(&str, &str); 5] = [
     ("runtime-oci", "sampan-oci"),
     ("runtime-shim", "sampan-shim"),
     ("cni-plugin", "sampan-cni"),
     ("integration-demo", "sampan-demo"),
+    ("integration-bare", "sampan-bare"),
 ];
 
 #[derive(Debug, clap::Args)]
