@@ -121,7 +121,7 @@ impl Observed<'_> {
 }
 
 /// A number, or a percentage of `total` rounded up or down.
-fn share(value: &IntOrString, total: i32, up: bool) -> i32 {
+pub(crate) fn share(value: &IntOrString, total: i32, up: bool) -> i32 {
     match value {
         IntOrString::Int(number) => (*number).max(0),
         IntOrString::String(text) => {
@@ -303,7 +303,8 @@ fn create_set(observed: &Observed<'_>, revision: i64, replicas: i32) -> Action {
         kind: Kind::ReplicaSet,
         namespace: deployment.namespace().unwrap_or_default(),
         body,
-        announce: Some(Announcement {
+        // An empty set is no news: the template changed while nothing was to run, or while surge was used up.
+        announce: (replicas > 0).then(|| Announcement {
             regarding: Box::new(deployment.object_ref(&())),
             reason: "ScalingReplicaSet",
             prefix: "Scaled up replica set ",

@@ -4,6 +4,7 @@ use kube::api::ApiResource;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
+    ClusterRole,
     ConfigMap,
     Deployment,
     EndpointSlice,
@@ -11,6 +12,7 @@ pub enum Kind {
     Namespace,
     Node,
     Pod,
+    PodDisruptionBudget,
     ReplicaSet,
     Service,
     ServiceAccount,
@@ -19,6 +21,7 @@ pub enum Kind {
 impl Kind {
     pub(crate) fn resource(self) -> ApiResource {
         let (group, version, kind, plural) = match self {
+            Self::ClusterRole => ("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles"),
             Self::ConfigMap => ("", "v1", "ConfigMap", "configmaps"),
             Self::Deployment => ("apps", "v1", "Deployment", "deployments"),
             Self::EndpointSlice => ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
@@ -26,6 +29,7 @@ impl Kind {
             Self::Namespace => ("", "v1", "Namespace", "namespaces"),
             Self::Node => ("", "v1", "Node", "nodes"),
             Self::Pod => ("", "v1", "Pod", "pods"),
+            Self::PodDisruptionBudget => ("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
             Self::ReplicaSet => ("apps", "v1", "ReplicaSet", "replicasets"),
             Self::Service => ("", "v1", "Service", "services"),
             Self::ServiceAccount => ("", "v1", "ServiceAccount", "serviceaccounts"),

@@ -21,7 +21,9 @@ mod recorder;
 mod runner;
 mod world;
 
+mod cluster_role;
 mod deployment;
+mod disruption;
 mod endpoint_slices;
 mod endpoints;
 mod garbage;

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::{SignedDuration, Timestamp, Unit};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::action::{Action, Part, Plan, Propagation};
@@ -62,8 +62,14 @@ impl Controller for Nodes {
         };
         let renewed = world.leases.get(&Key::new(LEASE_NAMESPACE, &key.name));
         let renewed = renewed.and_then(|lease| lease.spec.as_ref()?.renew_time.clone());
+        let is_new = !self.heard.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key.name);
         let last_heard = self.last_heard(&key.name, renewed, now);
         let mut plan = plan(&node, &pods, last_heard, now);
+        if is_new {
+            let note = format!("Node {0} event: Registered Node {0} in Controller", key.name);
+            let regarding = Box::new(node.object_ref(&()));
+            plan.push(Action::Event { regarding, is_warning: false, reason: "RegisteredNode", note });
+        }
         if node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_ref()).is_none() {
             plan.actions.extend(pod_cidr::assign(&node, &world.nodes.all(), self.cluster_cidr, self.node_prefix));
         }

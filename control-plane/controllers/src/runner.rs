@@ -18,7 +18,9 @@ use crate::garbage::{self, Graph};
 use crate::queue::{Next, Queue};
 use crate::world::{Cached, Changed, Listener, World, follow};
 use crate::{Config, Error};
-use crate::{deployment, endpoint_slices, endpoints, namespace, node, replica_set, service_account};
+use crate::{
+    cluster_role, deployment, disruption, endpoint_slices, endpoints, namespace, node, replica_set, service_account,
+};
 
 /// One controller: which keys a change concerns, and what to do about a key.
 pub(crate) trait Controller: Send + Sync + 'static {
@@ -39,6 +41,8 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
     fleet.add(replica_set::ReplicaSets);
     fleet.add(endpoint_slices::EndpointSlices);
     fleet.add(endpoints::EndpointsOfServices);
+    fleet.add(disruption::Disruptions);
+    fleet.add(cluster_role::ClusterRoles);
     fleet.add(service_account::ServiceAccounts { root_ca: config.root_ca });
     fleet.add(node::Nodes {
         cluster_cidr: config.cluster_cidr,
@@ -153,6 +157,7 @@ impl<'a> Watches<'a> {
     fn start(&mut self) -> futures::future::SelectAll<BoxFuture<'static, Error>> {
         use k8s_openapi::api::{
             apps::v1 as apps, coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery,
+            policy::v1 as policy, rbac::v1 as rbac,
         };
         let root_ca = format!("metadata.name={}", service_account::ROOT_CA);
         let leases = Api::<coordination::Lease>::namespaced(self.client.clone(), node::LEASE_NAMESPACE);
@@ -166,6 +171,8 @@ impl<'a> Watches<'a> {
             self.all::<core::Node>(),
             self.all::<core::ServiceAccount>(),
             self.all::<discovery::EndpointSlice>(),
+            self.all::<policy::PodDisruptionBudget>(),
+            self.all::<rbac::ClusterRole>(),
             self.one(Api::<ConfigMap>::all(self.client.clone()), watcher::Config::default().fields(&root_ca)),
             self.one(leases, watcher::Config::default()),
         ])

@@ -10,6 +10,8 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -67,6 +69,7 @@ macro_rules! world {
 }
 
 world! {
+    ClusterRole, cluster_roles: ClusterRole;
     ConfigMap, config_maps: ConfigMap;
     Deployment, deployments: Deployment;
     EndpointSlice, endpoint_slices: EndpointSlice;
@@ -75,6 +78,7 @@ world! {
     Namespace, namespaces: Namespace;
     Node, nodes: Node;
     Pod, pods: Pod;
+    PodDisruptionBudget, pod_disruption_budgets: PodDisruptionBudget;
     ReplicaSet, replica_sets: ReplicaSet;
     Service, services: Service;
     ServiceAccount, service_accounts: ServiceAccount;
@@ -121,6 +125,7 @@ impl World {
             }
         }
         match kind {
+            Kind::ClusterRole => parse::<ClusterRole>(self, written),
             Kind::ConfigMap => parse::<ConfigMap>(self, written),
             Kind::Deployment => parse::<Deployment>(self, written),
             Kind::EndpointSlice => parse::<EndpointSlice>(self, written),
@@ -128,6 +133,7 @@ impl World {
             Kind::Namespace => parse::<Namespace>(self, written),
             Kind::Node => parse::<Node>(self, written),
             Kind::Pod => parse::<Pod>(self, written),
+            Kind::PodDisruptionBudget => parse::<PodDisruptionBudget>(self, written),
             Kind::ReplicaSet => parse::<ReplicaSet>(self, written),
             Kind::Service => parse::<Service>(self, written),
             Kind::ServiceAccount => parse::<ServiceAccount>(self, written),
@@ -141,6 +147,7 @@ impl World {
         }
         let key = Key::new(namespace, name);
         match kind {
+            Kind::ClusterRole => remove::<ClusterRole>(self, &key, uid),
             Kind::ConfigMap => remove::<ConfigMap>(self, &key, uid),
             Kind::Deployment => remove::<Deployment>(self, &key, uid),
             Kind::EndpointSlice => remove::<EndpointSlice>(self, &key, uid),
@@ -148,6 +155,7 @@ impl World {
             Kind::Namespace => remove::<Namespace>(self, &key, uid),
             Kind::Node => remove::<Node>(self, &key, uid),
             Kind::Pod => remove::<Pod>(self, &key, uid),
+            Kind::PodDisruptionBudget => remove::<PodDisruptionBudget>(self, &key, uid),
             Kind::ReplicaSet => remove::<ReplicaSet>(self, &key, uid),
             Kind::Service => remove::<Service>(self, &key, uid),
             Kind::ServiceAccount => remove::<ServiceAccount>(self, &key, uid),
