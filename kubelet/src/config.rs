@@ -115,7 +115,7 @@ impl Config {
             pods_max: 110,
             reserved_cpu_millis: 0,
             reserved_memory_bytes: 0,
-            version: "v1.36.0".into(),
+            version: control_plane_api::KUBERNETES_VERSION.into(),
             lease_renewal: Duration::from_secs(10),
             retention: Retention::default(),
             ready: None,

@@ -28,6 +28,9 @@ pub mod validate;
 pub mod merge;
 pub mod proto;
 
+/// The Kubernetes release that is served, as servers and nodes name it.
+pub const KUBERNETES_VERSION: &str = "v1.36.2+sampan";
+
 pub use object::Object;
 pub use quantity::Quantity;
 pub use row::{Row, row, row_for_kind, rows};

@@ -59,6 +59,19 @@ const NAME: Column = text("Name");
 const AGE: Column = text("Age");
 const CREATED_AT: Column = text("Created At");
 
+/// What `/scale` answers, whatever kind it is asked of.
+const SCALE: Printer = Printer {
+    columns: const { &[NAME, number("Desired"), number("Available"), AGE] },
+    cells: |object, now| {
+        vec![
+            name(object),
+            count(object, &["spec", "replicas"]),
+            count(object, &["status", "replicas"]),
+            age(object, now),
+        ]
+    },
+};
+
 fn printer(row: &Row) -> Printer {
     let found = match row.group {
         "" | "events.k8s.io" => cluster::printer(row.kind)
@@ -95,6 +108,10 @@ pub fn table_row(row: &Row, object: &Object, include: Include, now: Timestamp) -
         let message = if phase == "Succeeded" { "The pod has completed successfully." } else { "The pod failed." };
         out["conditions"] = json!([{"type": "Completed", "status": "True", "reason": phase, "message": message}]);
     }
+    with_object(out, object, include)
+}
+
+fn with_object(mut out: Value, object: &Object, include: Include) -> Value {
     match include {
         Include::None => out["object"] = Value::Null,
         Include::Object => out["object"] = object.to_value(),
@@ -109,12 +126,24 @@ pub fn table_row(row: &Row, object: &Object, include: Include, now: Timestamp) -
 
 /// The `columnDefinitions` of a Table.
 pub fn column_definitions(row: &Row) -> Value {
+    definitions(columns(row))
+}
+
+fn definitions(columns: &[Column]) -> Value {
     let one = |column: &Column| {
         let format = if column.name == "Name" { "name" } else { "" };
         json!({"name": column.name, "type": column.kind, "format": format, "description": column.name,
             "priority": column.priority})
     };
-    columns(row).iter().map(one).collect()
+    columns.iter().map(one).collect()
+}
+
+/// The Table of one Scale.
+pub fn scale_table(scale: &Object, include: Include, now: Timestamp) -> Value {
+    let metadata = json!({"resourceVersion": scale.resource_version()});
+    let metadata = metadata.as_object().cloned().unwrap_or_default();
+    let row = with_object(json!({"cells": (SCALE.cells)(scale, now)}), scale, include);
+    whole(definitions(SCALE.columns), vec![row], metadata)
 }
 
 /// A whole Table. `metadata` is the list's: resourceVersion, continue, remainingItemCount.
@@ -126,8 +155,12 @@ pub fn table<'a>(
     now: Timestamp,
 ) -> Value {
     let rows: Vec<Value> = objects.into_iter().map(|object| table_row(row, object, include, now)).collect();
+    whole(column_definitions(row), rows, metadata)
+}
+
+fn whole(definitions: Value, rows: Vec<Value>, metadata: Map<String, Value>) -> Value {
     let mut table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {},
-        "columnDefinitions": column_definitions(row), "rows": []});
+        "columnDefinitions": definitions, "rows": []});
     table["metadata"] = Value::Object(metadata);
     table["rows"] = Value::Array(rows);
     table

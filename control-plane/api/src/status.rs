@@ -91,6 +91,8 @@ pub enum CauseType {
     TypeInvalid,
     Internal,
     FieldManagerConflict,
+    /// policy/v1: an eviction that a budget does not allow.
+    DisruptionBudget,
 }
 
 impl CauseType {
@@ -108,6 +110,7 @@ impl CauseType {
             Self::TypeInvalid => "FieldValueTypeInvalid",
             Self::Internal => "InternalError",
             Self::FieldManagerConflict => "FieldManagerConflict",
+            Self::DisruptionBudget => "DisruptionBudget",
         }
     }
 
@@ -123,6 +126,7 @@ impl CauseType {
             Self::TooMany => "Too many",
             Self::Internal => "Internal error",
             Self::FieldManagerConflict => "conflict",
+            Self::DisruptionBudget => "disruption budget",
         }
     }
 }
@@ -449,7 +453,7 @@ impl Details {
             });
             out.insert("causes".into(), causes.collect());
         }
-        if let Some(seconds) = self.retry_after_seconds {
+        if let Some(seconds) = self.retry_after_seconds.filter(|seconds| *seconds > 0) {
             out.insert("retryAfterSeconds".into(), seconds.into());
         }
         Value::Object(out)

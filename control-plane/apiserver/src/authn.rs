@@ -20,6 +20,8 @@ pub struct User {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
+/// Which certificate or token it was, for whoever reads `kubectl auth whoami` or an audit.
+pub(crate) const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 pub(crate) const AUTHENTICATED: &str = "system:authenticated";
 pub(crate) const UNAUTHENTICATED: &str = "system:unauthenticated";
 pub(crate) const MASTERS: &str = "system:masters";

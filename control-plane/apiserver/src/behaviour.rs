@@ -113,18 +113,30 @@ pub(crate) fn watch_event_protobuf(kind: &str, object: Value) -> Outcome<Bytes> 
     Ok(out.freeze())
 }
 
-/// A Table of the objects, with what the query asks each row to carry.
-pub(crate) fn table(call: &Call, objects: &[Object], version: &str, meta: Option<&ListMeta>) -> Outcome<Value> {
-    let include = match call.query.first("includeObject") {
-        None | Some("Metadata") => print::Include::Metadata,
-        Some("None") => print::Include::None,
-        Some("Object") => print::Include::Object,
+/// What the query asks each row of a Table to carry.
+fn include(call: &Call) -> Outcome<print::Include> {
+    match call.query.first("includeObject") {
+        None | Some("Metadata") => Ok(print::Include::Metadata),
+        Some("None") => Ok(print::Include::None),
+        Some("Object") => Ok(print::Include::Object),
         Some(other) => {
-            return Err(
-                Status::bad_request(format!("includeObject must be None, Metadata or Object, not {other:?}")).into()
-            );
+            let why = format!("includeObject must be None, Metadata or Object, not {other:?}");
+            Err(Status::bad_request(why).into())
         }
-    };
+    }
+}
+
+/// The Table of one object: a Scale has columns of its own, whatever it is a scale of.
+pub(crate) fn table_of(call: &Call, object: &Object) -> Outcome<Value> {
+    if object.kind() == "Scale" {
+        return Ok(print::scale_table(object, include(call)?, call.now));
+    }
+    table(call, std::slice::from_ref(object), object.resource_version(), None)
+}
+
+/// A Table of the objects.
+pub(crate) fn table(call: &Call, objects: &[Object], version: &str, meta: Option<&ListMeta>) -> Outcome<Value> {
+    let include = include(call)?;
     let metadata = match meta {
         Some(meta) => meta.to_value(),
         None => serde_json::json!({"resourceVersion": version}),

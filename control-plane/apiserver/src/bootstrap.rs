@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use control_plane_api::{Object, row};
+use futures::{StreamExt, TryStreamExt};
 use http::Request;
 use serde_json::{Value, json};
 
@@ -18,6 +19,8 @@ use crate::{
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 const MANAGER: &str = "kube-apiserver";
+/// Roles and bindings written at once.
+const CONCURRENT_MAX: usize = 64;
 /// Between two looks at what must always be there; upstream's interval.
 const KEEP_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -33,9 +36,9 @@ pub(crate) async fn run(kernel: &Arc<Kernel>) -> Result<(), Error> {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure(kernel, "", "namespaces", "", name, object).await?;
     }
-    for default in defaults::all() {
-        ensure_role(kernel, default).await?;
-    }
+    // Together: the store commits in groups, and nothing here depends on another.
+    let roles = defaults::all().into_iter().map(|default| ensure_role(kernel, default));
+    futures::stream::iter(roles).buffer_unordered(CONCURRENT_MAX).try_collect::<()>().await?;
     for (name, value, description) in [
         (
             "system-cluster-critical",

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What clients are told this server is compatible with.
-const VERSION: (&str, &str, &str) = ("1", "36", "v1.36.2+sampan");
+const VERSION: (&str, &str, &str) = ("1", "36", control_plane_api::KUBERNETES_VERSION);
 
 /// One segment beneath the root, as `/` lists it.
 const PATHS: [&str; 12] = [

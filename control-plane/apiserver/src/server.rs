@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use control_plane_store::{Revision, Sqlite, SqliteConfig, Store};
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -162,7 +162,7 @@ impl ApiServer {
 
     /// A client's door inside this process: no socket, but the same authorization, admission and watch, as this user.
     pub fn local_service(&self, user: User) -> LocalService {
-        LocalService { kernel: Arc::clone(&self.kernel), user }
+        LocalService { kernel: Arc::clone(&self.kernel), user, agent: None }
     }
 }
 
@@ -196,6 +196,15 @@ pub async fn run(
 pub struct LocalService {
     kernel: Arc<Kernel>,
     user: User,
+    agent: Option<HeaderValue>,
+}
+
+impl LocalService {
+    /// The user agent of requests that bring none: who is called the manager of the fields that they write.
+    #[must_use]
+    pub fn named(self, agent: &'static str) -> Self {
+        Self { agent: Some(HeaderValue::from_static(agent)), ..self }
+    }
 }
 
 impl<B> tower::Service<Request<B>> for LocalService
@@ -214,7 +223,10 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let peer = Peer::Local(self.user.clone());
         let kernel = Arc::clone(&self.kernel);
-        let request = request.map(body::boxed);
+        let mut request = request.map(body::boxed);
+        if let Some(agent) = &self.agent {
+            request.headers_mut().entry(header::USER_AGENT).or_insert_with(|| agent.clone());
+        }
         Box::pin(async move { Ok(dispatch::serve(kernel, peer, request).await) })
     }
 }

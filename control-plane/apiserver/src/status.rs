@@ -76,7 +76,7 @@ pub(crate) fn response(status: &Status) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(negotiate::JSON));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-    if let Some(seconds) = status.details.as_ref().and_then(|details| details.retry_after_seconds) {
+    if let Some(seconds) = status.details.as_ref().and_then(|details| details.retry_after_seconds).filter(|s| *s > 0) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if status.reason == Reason::Unauthorized {

@@ -76,8 +76,9 @@ struct Ready {
     found: watch::Receiver<Option<usize>>,
 }
 
-fn client(server: &ApiServer, user: &str, groups: &[&str]) -> kube::Client {
-    kube::Client::new(server.local_service(User::new(user, groups)), "default")
+/// `agent` is what managed fields show of the part.
+fn client(server: &ApiServer, agent: &'static str, user: &str, groups: &[&str]) -> kube::Client {
+    kube::Client::new(server.local_service(User::new(user, groups)).named(agent), "default")
 }
 
 fn start_parts(
@@ -91,16 +92,21 @@ fn start_parts(
     let mut cri_config = parts.cri();
     cri_config.ready = Some(cri_ready);
     let node_user = format!("system:node:{}", parts.instance.node_name);
-    let mut kubelet_config = parts.kubelet(client(server, &node_user, &["system:nodes"]))?;
+    let mut kubelet_config = parts.kubelet(client(server, "kubelet", &node_user, &["system:nodes"]))?;
     kubelet_config.ready = Some(node_ready);
     let (pods_found, found) = watch::channel(None);
     kubelet_config.found = Some(pods_found);
-    let controllers = parts.controllers(client(server, "system:kube-controller-manager", &["system:masters"]))?;
+    let controllers = parts.controllers(client(
+        server,
+        "kube-controller-manager",
+        "system:kube-controller-manager",
+        &["system:masters"],
+    ))?;
     let scheduler = control_plane_scheduler::Config {
-        client: client(server, "system:kube-scheduler", &[]),
+        client: client(server, "kube-scheduler", "system:kube-scheduler", &[]),
         scheduler_name: control_plane_scheduler::DEFAULT_NAME.into(),
     };
-    let services = parts.services(client(server, "system:kube-proxy", &[]));
+    let services = parts.services(client(server, "kube-proxy", "system:kube-proxy", &[]));
 
     let token = || stop.clone();
     spawn(running, "container runtime", runtime::run(cri_config, parts.layout.image_socket(), token()));
@@ -165,7 +171,7 @@ async fn follow(
 
 /// A node may not give itself a role (NodeRestriction), so an administrator does.
 async fn mark_control_plane(server: &ApiServer, node: &str) -> Result<(), kube::Error> {
-    let nodes: Api<Node> = Api::all(client(server, "kubernetes-admin", &["system:masters"]));
+    let nodes: Api<Node> = Api::all(client(server, "sampan", "kubernetes-admin", &["system:masters"]));
     let patch = json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}});
     nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
 }

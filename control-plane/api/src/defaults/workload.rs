@@ -123,9 +123,15 @@ pub(super) fn cron_job(map: &mut Map<String, Value>) {
 }
 
 pub(super) fn autoscaler(map: &mut Map<String, Value>, version: &str) {
+    let annotations = map.get("metadata").and_then(|metadata| metadata.get("annotations"));
+    let has_other_metrics = annotations.is_some_and(|all| all.get(crate::convert::METRICS).is_some());
     let spec = map_entry(map, "spec");
     default(spec, "minReplicas", 1);
     if version == "v1" {
+        // Without any metric upstream's conversion aims at 80 % of the requested CPU, as autoscaling/v2 does.
+        if !has_other_metrics {
+            default(spec, "targetCPUUtilizationPercentage", 80);
+        }
         return;
     }
     if spec.get("metrics").and_then(Value::as_array).is_none_or(Vec::is_empty) {
@@ -161,6 +167,20 @@ mod tests {
         let mut queue = map(json!({"spec": {"parallelism": 3}}));
         job(&mut queue);
         assert_eq!(queue["spec"].get("completions"), None);
+    }
+
+    #[test]
+    fn autoscalers_aim_at_something_in_both_versions() {
+        let mut old = map(json!({"spec": {"maxReplicas": 3}}));
+        autoscaler(&mut old, "v1");
+        assert_eq!(old["spec"]["targetCPUUtilizationPercentage"], 80);
+        let other = json!({"annotations": {crate::convert::METRICS: "[]"}});
+        let mut annotated = map(json!({"metadata": other, "spec": {"maxReplicas": 3}}));
+        autoscaler(&mut annotated, "v1");
+        assert_eq!(annotated["spec"].get("targetCPUUtilizationPercentage"), None);
+        let mut new = map(json!({"spec": {"maxReplicas": 3}}));
+        autoscaler(&mut new, "v2");
+        assert_eq!(new["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 80);
     }
 
     #[test]

@@ -147,3 +147,14 @@ fn every_kind_prints_even_an_empty_object() {
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
     }
 }
+
+#[test]
+fn a_scale_has_columns_of_its_own() {
+    let scale = json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {"name": "web", "resourceVersion": "7",
+        "creationTimestamp": "2026-01-02T03:03:05Z"}, "spec": {"replicas": 3}, "status": {"replicas": 2}});
+    let table = scale_table(&Object::from_value(scale).unwrap(), Include::None, now());
+    let names: Vec<_> = table["columnDefinitions"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, ["Name", "Desired", "Available", "Age"]);
+    assert_eq!(table["rows"][0]["cells"], json!(["web", 3, 2, "60s"]));
+    assert_eq!(table["metadata"]["resourceVersion"], "7");
+}

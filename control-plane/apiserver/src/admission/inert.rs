@@ -7,7 +7,7 @@ use control_plane_api::{Object, schema};
 use crate::verb::Call;
 
 /// Group, resource, and what does not happen.
-const KINDS: [(&str, &str, &str); 23] = [
+const KINDS: [(&str, &str, &str); 22] = [
     ("apps", "daemonsets", "no pods are made for it"),
     ("apps", "statefulsets", "no pods are made for it"),
     ("batch", "jobs", "no pods are made for it"),
@@ -24,7 +24,6 @@ const KINDS: [(&str, &str, &str); 23] = [
     ("", "persistentvolumes", "no claim is bound to it"),
     ("", "resourcequotas", "nothing is refused because of it"),
     ("certificates.k8s.io", "certificatesigningrequests", "it is not signed"),
-    ("policy", "poddisruptionbudgets", "its status is not counted, so it allows no eviction"),
     ("storage.k8s.io", "csidrivers", "no driver is called"),
     ("storage.k8s.io", "csinodes", "no driver is called"),
     ("storage.k8s.io", "csistoragecapacities", "pods are placed without regard to it"),

@@ -2,7 +2,7 @@
 
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use super::{AUTHENTICATED, User};
+use super::{AUTHENTICATED, CREDENTIAL_ID, User};
 
 /// Why a certificate names nobody.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +23,10 @@ pub(crate) fn user(der: &[u8]) -> Result<User, Error> {
     if !groups.iter().any(|group| group == AUTHENTICATED) {
         groups.push(AUTHENTICATED.to_owned());
     }
-    Ok(User { name, groups, ..User::default() })
+    let digest = ring::digest::digest(&ring::digest::SHA256, der);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let extra = [(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={hex}")])].into();
+    Ok(User { name, groups, extra, ..User::default() })
 }
 
 #[cfg(test)]
@@ -40,6 +43,8 @@ mod tests {
         let user = user(certificate.der()).unwrap();
         assert_eq!(user.node_name(), Some("a"));
         assert!(user.in_group(AUTHENTICATED));
+        let id = &user.extra[CREDENTIAL_ID][0];
+        assert_eq!((id.len(), &id[..11]), (11 + 64, "X509SHA256="));
     }
 
     #[test]

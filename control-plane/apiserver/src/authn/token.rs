@@ -147,7 +147,7 @@ impl Tokens {
         user.groups.push(AUTHENTICATED.to_owned());
         let id = text(claims, "jti");
         if !id.is_empty() {
-            user.extra.insert("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={id}")]);
+            user.extra.insert(super::CREDENTIAL_ID.to_owned(), vec![format!("JTI={id}")]);
         }
         // A pod's token also names its node, for information: only the pod itself is checked then, as upstream does.
         let bound = [("pod", "pods"), ("secret", "secrets"), ("node", "nodes")]

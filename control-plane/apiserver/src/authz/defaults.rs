@@ -44,6 +44,13 @@ pub(crate) fn all() -> Vec<Default> {
                 let one = out.iter_mut().find(|one| one.resource == "clusterroles" && one.name == name);
                 one.expect("a labelled role was named before").object["metadata"]["labels"][key] = "true".into();
             }
+            ["controller", name] => {
+                let (role_name, account) = (format!("system:controller:{name}"), format!("s:kube-system:{name}"));
+                let to = ("ClusterRole", role_name.as_str());
+                out.push(binding("clusterrolebindings", "ClusterRoleBinding", "", &role_name, to, &[&account]));
+                // Last, so that the rules find it.
+                out.push(role("clusterroles", "ClusterRole", "", &role_name));
+            }
             ["nsrole", namespace, name] => out.push(role("roles", "Role", namespace, name)),
             ["bind", name, ..] => {
                 out.push(binding(
@@ -135,6 +142,9 @@ mod tests {
         for expect in ["admin", "edit", "view", "cluster-admin", "system:node", "system:discovery"] {
             assert!(all.iter().any(|one| one.resource == "clusterroles" && one.name == expect), "{expect}");
         }
+        let job =
+            all.iter().find(|one| one.name == "system:controller:job-controller" && one.resource == "clusterroles");
+        assert_eq!(job.unwrap().object["rules"].as_array().unwrap().len(), 5);
         let edit = all.iter().find(|one| one.resource == "clusterroles" && one.name == "edit").unwrap();
         assert_eq!(edit.object["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-admin"], "true");
     }

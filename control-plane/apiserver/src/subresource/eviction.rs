@@ -1,6 +1,6 @@
 //! /eviction: a deletion that asks the pod's disruption budget first.
 
-use control_plane_api::{Cause, CauseType, Object, Status, selector::Selector, status::Details};
+use control_plane_api::{Cause, CauseType, Object, Status, selector::Selector};
 use http::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -13,6 +13,8 @@ use crate::{
 
 const POLICY: &str = "policy";
 const BUDGETS: &str = "poddisruptionbudgets";
+/// When to ask again about a budget that the disruption controller has not seen yet.
+const PROCESSED_AFTER_SECONDS: u32 = 10;
 
 pub(super) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Response<Body>> {
     let body = decode::Sent::read(request).await?;
@@ -35,9 +37,31 @@ pub(super) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Res
     if !matches!(phase, "Succeeded" | "Failed" | "Pending") && !pod.is_deleting() {
         ask_budget(&call, &pod, options.dry_run).await?;
     }
+    if !options.dry_run && !pod.is_deleting() {
+        mark(&call).await?;
+    }
     delete::delete(&mut call, &options).await?;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     respond::value(&call, StatusCode::CREATED, &status)
+}
+
+/// Tells in the pod's conditions why it goes, for Jobs and people that ask afterwards.
+async fn mark(call: &Call) -> Outcome<()> {
+    let mut other = call.clone();
+    "status".clone_into(&mut other.path.subresource);
+    let now = control_plane_api::object::rfc3339(call.now);
+    let produce = &mut |_: &mut Call, live: &Object| {
+        let mut conditions = live.list_at(&["status", "conditions"]).to_vec();
+        conditions.retain(|one| one["type"] != "DisruptionTarget");
+        conditions.push(json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+            "message": "Eviction API: evicting", "lastTransitionTime": now}));
+        let mut next = live.clone();
+        next.metadata_mut().remove("resourceVersion");
+        next.set(&["status", "conditions"], conditions);
+        Ok(next)
+    };
+    write::change(&mut other, produce).await?;
+    Ok(())
 }
 
 /// Takes one disruption from the budget that covers the pod.
@@ -76,8 +100,8 @@ async fn ask_budget(call: &Call, pod: &Object, dry_run: bool) -> Outcome<()> {
     let name = pod.name().to_owned();
     let produce = &mut |_: &mut Call, live: &Object| {
         if live.generation() > live.i64_at(&["status", "observedGeneration"]).unwrap_or(0) {
-            let why = "The disruption budget has not been processed yet; try again.";
-            return Err(Status::too_many_requests(why, 10).into());
+            let why = format!("The disruption budget {} is still being processed by the server.", live.name());
+            return Err(over_budget(why, PROCESSED_AFTER_SECONDS).into());
         }
         let allowed = live.i64_at(&["status", "disruptionsAllowed"]).unwrap_or(0);
         if allowed <= 0 {
@@ -95,12 +119,27 @@ async fn ask_budget(call: &Call, pod: &Object, dry_run: bool) -> Outcome<()> {
 fn refused(budget: &Object) -> Status {
     let needed = budget.i64_at(&["status", "desiredHealthy"]).unwrap_or(0);
     let healthy = budget.i64_at(&["status", "currentHealthy"]).unwrap_or(0);
-    let mut status = Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0);
-    let message =
-        format!("The disruption budget {} needs {needed} healthy pods and has {healthy} currently", budget.name());
-    // Its cause has a reason of its own upstream, `DisruptionBudget`; the message is what people read.
-    let cause = Cause { kind: CauseType::Internal, field: String::new(), message };
-    status.details = Some(Details { causes: vec![cause], ..Details::default() });
+    let message = match failed_count(budget) {
+        Some(why) => format!("The disruption budget {} cannot be counted: {why}", budget.name()),
+        None => {
+            format!("The disruption budget {} needs {needed} healthy pods and has {healthy} currently", budget.name())
+        }
+    };
+    over_budget(message, 0)
+}
+
+/// Why the disruption controller cannot say what may go.
+fn failed_count(budget: &Object) -> Option<String> {
+    let failed = budget.list_at(&["status", "conditions"]).iter().find(|one| one["reason"] == "SyncFailed")?;
+    Some(failed["message"].as_str().unwrap_or("no reason was given").to_owned())
+}
+
+fn over_budget(message: String, retry_after_seconds: u32) -> Status {
+    let why = "Cannot evict pod as it would violate the pod's disruption budget.";
+    let mut status = Status::too_many_requests(why, retry_after_seconds);
+    // client-go knows a refusal of the budget from a busy server by this cause.
+    let cause = Cause { kind: CauseType::DisruptionBudget, field: String::new(), message };
+    status.details.get_or_insert_default().causes.push(cause);
     status
 }
 

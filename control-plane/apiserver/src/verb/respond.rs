@@ -38,10 +38,7 @@ pub(crate) fn is_plain(call: &Call) -> bool {
 pub(crate) fn object(call: &Call, code: StatusCode, object: &Object) -> Outcome<Response<Body>> {
     let bytes = match call.accept.shape {
         Shape::Whole => encode(call, object)?,
-        Shape::Table => {
-            let table = behaviour::table(call, std::slice::from_ref(object), object.resource_version(), None)?;
-            encode_value(call, &table)?
-        }
+        Shape::Table => encode_value(call, &behaviour::table_of(call, object)?)?,
         Shape::PartialMetadata => encode(call, &partial(object))?,
     };
     Ok(finish(call, code, call.accept.format, bytes))

@@ -6,6 +6,7 @@
 #[allow(dead_code, reason = "shared with the example, which keeps its certificates on disk")]
 mod pki;
 
+mod eviction;
 mod http;
 mod in_process;
 mod kubectl;
