@@ -208,22 +208,12 @@ impl Registration {
         if fresh {
             return pause;
         }
-        let was_ready =
-            last.is_some_and(|s| s.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True"));
         let api: Api<Node> = Api::all(self.kit.client.clone());
         let change = serde_json::json!({"status": status});
         match api.patch_status(&self.kit.node_name, &PatchParams::default(), &Patch::Strategic(change)).await {
             Ok(_) => {
+                self.announce(last.as_ref(), &status);
                 self.written = Some((status, now));
-                if ready && !was_ready {
-                    let name = self.kit.node_name.clone();
-                    self.kit.recorder.node(
-                        &name,
-                        Severity::Normal,
-                        "NodeReady",
-                        format!("Node {name} status is now: NodeReady"),
-                    );
-                }
                 if let Some(sender) = &self.ready {
                     sender.send_replace(ready);
                 }
@@ -232,6 +222,19 @@ impl Registration {
             Err(error) => {
                 tracing::warn!(%error, "node status not written");
                 Duration::from_secs(1)
+            }
+        }
+    }
+
+    /// An event for each condition that is another than before.
+    fn announce(&self, before: Option<&NodeStatus>, after: &NodeStatus) {
+        let name = &self.kit.node_name;
+        for condition in after.conditions.iter().flatten() {
+            let mut old = before.into_iter().flat_map(|status| status.conditions.iter().flatten());
+            let is_old = old.any(|old| old.type_ == condition.type_ && old.status == condition.status);
+            if let Some(reason) = conditions::news(condition).filter(|_| !is_old) {
+                let text = format!("Node {name} status is now: {reason}");
+                self.kit.recorder.node(name, Severity::Normal, reason, text);
             }
         }
     }

@@ -37,6 +37,21 @@ fn below(part: u64, whole: u64, percent: u64) -> bool {
     whole > 0 && u128::from(part) * 100 < u128::from(whole) * u128::from(percent)
 }
 
+/// The reason of the event that tells of a condition, as upstream names it.
+pub(super) fn news(condition: &NodeCondition) -> Option<&'static str> {
+    Some(match (condition.type_.as_str(), condition.status.as_str()) {
+        ("MemoryPressure", "False") => "NodeHasSufficientMemory",
+        ("MemoryPressure", "True") => "NodeHasInsufficientMemory",
+        ("DiskPressure", "False") => "NodeHasNoDiskPressure",
+        ("DiskPressure", "True") => "NodeHasDiskPressure",
+        ("PIDPressure", "False") => "NodeHasSufficientPID",
+        ("PIDPressure", "True") => "NodeHasInsufficientPID",
+        ("Ready", "True") => "NodeReady",
+        ("Ready", "False") => "NodeNotReady",
+        _ => return None,
+    })
+}
+
 pub(super) fn all(
     runtime: &Result<cri::StatusResponse, crate::cri::Error>,
     load: &Load,

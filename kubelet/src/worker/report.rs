@@ -142,7 +142,8 @@ impl Worker {
     }
 }
 
-/// The fields that differ, for a strategic merge: `null` removes one, addresses that are gone are deleted by their key.
+/// The fields that differ, for a strategic merge: `null` removes one, addresses that are gone are deleted by their key, and
+/// a condition that holds again loses the reason and message of why it did not.
 fn change(old: Option<&PodStatus>, new: &PodStatus) -> Value {
     let object = |status: &PodStatus| match serde_json::to_value(status) {
         Ok(Value::Object(map)) => map,
@@ -157,6 +158,17 @@ fn change(old: Option<&PodStatus>, new: &PodStatus) -> Value {
     }
     for key in old.keys().filter(|k| !new.contains_key(*k)) {
         out.insert(key.clone(), Value::Null);
+    }
+    let before = old.get("conditions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for condition in out.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(Value::Object(then)) = before.iter().find(|b| b.get("type") == condition.get("type")) else {
+            continue;
+        };
+        if let Value::Object(now) = condition {
+            for key in then.keys() {
+                now.entry(key).or_insert(Value::Null);
+            }
+        }
     }
     let ip = |v: &Value| v.get("ip").cloned();
     let list = |map: &Map<String, Value>| map.get("podIPs").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -184,5 +196,15 @@ mod tests {
         assert_eq!(change(Some(&old), &new), expect);
         assert_eq!(change(Some(&new), &new), json!({}));
         assert_eq!(change(None, &new).as_object().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_condition_that_holds_loses_its_reason() {
+        let parse = |v: Value| serde_json::from_value::<PodStatus>(json!({"conditions": v})).unwrap();
+        let old = parse(json!([{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "m"}]));
+        let new = parse(json!([{"type": "Ready", "status": "True"}, {"type": "Initialized", "status": "True"}]));
+        let expect = json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null},
+            {"type": "Initialized", "status": "True"}]});
+        assert_eq!(change(Some(&old), &new), expect);
     }
 }
