@@ -20,6 +20,9 @@ use super::process::Wanted;
 /// Messages waiting for one channel's consumer, and for the socket.
 const QUEUE_MESSAGES_MAX: usize = 64;
 
+/// How long a client may take to answer our goodbye before the socket is closed.
+const GOODBYE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// kubectl's name for SPDY frames as the payload of WebSocket messages.
 pub(super) const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 
@@ -86,7 +89,12 @@ pub(super) fn split(socket: Socket, inputs: &[u8]) -> (HashMap<u8, Input>, mpsc:
         }
         // RFC 6455, section 7.1.1: say goodbye, then let the client close.
         let _ = sink.send(goodbye()).await;
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), reading).await;
+        let reader = reading.abort_handle();
+        if tokio::time::timeout(GOODBYE_MAX, reading).await.is_err() {
+            // Its half of the socket with it: clients that read only when the socket tells them to, as Python's does, get
+            // what they have buffered once it closes.
+            reader.abort();
+        }
     });
     (receivers, messages)
 }
