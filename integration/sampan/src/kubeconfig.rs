@@ -65,7 +65,10 @@ pub(crate) fn write(path: &Path, config: &Value) -> Result<(), KubeconfigError> 
 }
 
 pub(crate) fn to_yaml(config: &Value) -> Result<String, KubeconfigError> {
-    serde_saphyr::to_string(config).map_err(|error| KubeconfigError::Encode { why: error.to_string() })
+    // Each value on the line of its key, where people and their `grep` look for it.
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(config, options)
+        .map_err(|error| KubeconfigError::Encode { why: error.to_string() })
 }
 
 /// Puts `config`'s entries into the file at `path`; makes the file where there is none.
