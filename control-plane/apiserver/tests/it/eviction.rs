@@ -50,7 +50,7 @@ impl Fixture {
         match self.pods.evict(name, &EvictParams::default()).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) => {
-                let details = status.details.clone().unwrap_or_default();
+                let details = status.details.expect("a refusal has details");
                 let cause = details.causes.first().cloned().expect("a refusal has a cause");
                 assert_eq!(cause.reason, "DisruptionBudget", "clients tell a budget from a busy server by it");
                 let retry = Some(details.retry_after_seconds).filter(|seconds| *seconds > 0);
