@@ -162,6 +162,11 @@ const CREATED_BY_UPDATE: [&str; 12] = [
 ];
 
 pub(crate) async fn update(call: &mut Call, mut sent: Object) -> Outcome<Response<Body>> {
+    if sent.name().is_empty() {
+        let name = &call.path.name;
+        let why = format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+        return Err(Status::bad_request(why).into());
+    }
     check_identity(call, &mut sent)?;
     match change(call, &mut |_call, _live| Ok(sent.clone())).await {
         Err(failure)

@@ -47,6 +47,18 @@ fn map(name: &str) -> Value {
 }
 
 #[tokio::test]
+async fn an_update_names_its_object() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    caller.json("POST", MAPS, map("m")).await;
+    let (code, status) = caller.json("PUT", &format!("{MAPS}/m"), json!({})).await;
+    assert_eq!(code, 400, "an empty object would empty the one that is there");
+    assert!(status["message"].as_str().unwrap().contains("name must be provided"), "{status}");
+    assert_eq!(caller.json("PUT", &format!("{MAPS}/m"), map("other")).await.0, 400);
+    assert_eq!(caller.json("PUT", &format!("{MAPS}/m"), map("m")).await.0, 200);
+}
+
+#[tokio::test]
 async fn a_limited_list_stays_at_its_revision() {
     let server = Server::start().await;
     let mut caller = Caller::of(&server);
