@@ -232,7 +232,9 @@ impl Registration {
         for condition in after.conditions.iter().flatten() {
             let mut old = before.into_iter().flat_map(|status| status.conditions.iter().flatten());
             let is_old = old.any(|old| old.type_ == condition.type_ && old.status == condition.status);
-            if let Some(reason) = conditions::news(condition).filter(|_| !is_old) {
+            // A node that has just come is not ready yet; that is no news.
+            let is_dawn = before.is_none() && condition.type_ == "Ready" && condition.status == "False";
+            if let Some(reason) = conditions::news(condition).filter(|_| !is_old && !is_dawn) {
                 let text = format!("Node {name} status is now: {reason}");
                 self.kit.recorder.node(name, Severity::Normal, reason, text);
             }

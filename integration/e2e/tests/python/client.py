@@ -38,7 +38,9 @@ deployment = client.V1Deployment(metadata=client.V1ObjectMeta(name="d"),
                                  spec=client.V1DeploymentSpec(replicas=1, selector=selector, template=template))
 made = apps.create_namespaced_deployment("default", deployment)
 assert apps.read_namespaced_deployment_scale("d", "default").spec.replicas == 1
-assert apps.patch_namespaced_deployment_scale("d", "default", {"spec": {"replicas": 0}}).spec.replicas == 0
+# Zero is left out of a Scale, and so read as nothing.
+assert not apps.patch_namespaced_deployment_scale("d", "default", {"spec": {"replicas": 0}}).spec.replicas
+assert apps.read_namespaced_deployment("d", "default").spec.replicas == 0
 made.spec.replicas = 5
 for call, code, reason in [
     (lambda: apps.replace_namespaced_deployment("d", "default", made), 409, "Conflict"),
