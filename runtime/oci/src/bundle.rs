@@ -64,10 +64,10 @@ impl Bundle {
     }
 
     /// Binds a directory of the host, for what only the runtime knows.
-    pub(crate) fn add_directory(&mut self, source: &Path, destination: &str) {
+    pub(crate) fn add_directory(&mut self, source: &Path, destination: &Path) {
         let mut mount = Mount::default();
         mount
-            .set_destination(destination.into())
+            .set_destination(destination.to_owned())
             .set_typ(Some("bind".to_owned()))
             .set_source(Some(source.to_owned()))
             .set_options(Some(["bind", "nosuid", "noexec", "nodev", "rprivate"].map(str::to_owned).to_vec()));

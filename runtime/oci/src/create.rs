@@ -44,7 +44,7 @@ pub fn create_observed(
     options: CreateOptions,
     mut observer: Option<&mut Observer<'_>>,
 ) -> Result<Created, Error> {
-    let with_notify = options.notifies.then(|| notifying(root, id, bundle));
+    let with_notify = options.notify_socket.as_deref().map(|host| notifying(root, id, bundle, host));
     let bundle = with_notify.as_ref().unwrap_or(bundle);
     let spec = bundle.spec();
     let confinement = Confinement::plan(root, spec, id, options.cgroups)?;
@@ -112,10 +112,10 @@ pub fn create_observed(
 }
 
 /// The bundle with a socket's directory, and the variable that names it.
-fn notifying(root: &StateRoot, id: &ContainerId, bundle: &Bundle) -> Bundle {
+fn notifying(root: &StateRoot, id: &ContainerId, bundle: &Bundle, host: &Path) -> Bundle {
     let mut bundle = bundle.clone();
-    bundle.add_directory(&notify::directory(&Place::new(root, id)), notify::INSIDE);
-    bundle.add_environment(&[notify::variable()]);
+    bundle.add_directory(&notify::directory(&Place::new(root, id)), notify::inside(host));
+    bundle.add_environment(&[notify::variable(host)]);
     bundle
 }
 

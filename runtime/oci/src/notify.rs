@@ -18,9 +18,9 @@ use crate::error::Error;
 use crate::record::Place;
 use crate::{ContainerId, StateRoot};
 
-/// Where the container finds it.
-pub(crate) const INSIDE: &str = "/run/notify";
-const SOCKET: &str = "notify.sock";
+/// Where the container finds the directory of a manager whose socket has no path.
+const INSIDE: &str = "/run/notify";
+const SOCKET: &str = "notify";
 /// Longer messages are cut; a READY= comes first or in a short one.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
@@ -34,9 +34,14 @@ pub(crate) fn make_directory(place: &Place) -> Result<(), Error> {
     DirBuilder::new().mode(0o755).create(&path).map_err(|source| Error::Write { path, source })
 }
 
+/// The directory inside: at the path of the manager's socket, as with crun; an abstract one (`@name`) has none.
+pub(crate) fn inside(host: &Path) -> &Path {
+    if host.is_absolute() { host } else { Path::new(INSIDE) }
+}
+
 /// The container's variable.
-pub(crate) fn variable() -> String {
-    format!("NOTIFY_SOCKET={INSIDE}/{SOCKET}")
+pub(crate) fn variable(host: &Path) -> String {
+    format!("NOTIFY_SOCKET={}", inside(host).join(SOCKET).display())
 }
 
 /// Listens for one container, on behalf of the manager at `host`.
@@ -123,6 +128,12 @@ fn ready(message: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_variable_names_a_path_inside() {
+        assert_eq!(variable(Path::new("/run/systemd/notify")), "NOTIFY_SOCKET=/run/systemd/notify/notify");
+        assert_eq!(variable(Path::new("@abstract")), "NOTIFY_SOCKET=/run/notify/notify");
+    }
 
     #[test]
     fn only_readiness_is_taken() {

@@ -1,8 +1,10 @@
 //! What a caller may ask of `create` and `exec` beyond the bundle, and what it gets back.
 
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
 use runtime_linux::cgroup::SubCgroup;
 use runtime_linux::mount::Overlay;
-use std::os::fd::OwnedFd;
 
 /// The three standard streams; `None` inherits the caller's. Ignored for a process with a terminal.
 #[derive(Debug, Default)]
@@ -48,8 +50,8 @@ pub struct CreateOptions {
     /// `--no-new-keyring`: keep the caller's session keyring.
     pub keep_keyring: bool,
     pub cgroups: Cgroups,
-    /// A service manager waits to hear that the container is ready: see [`crate::Readiness`].
-    pub notifies: bool,
+    /// Of a service manager that waits to hear that the container is ready: see [`crate::Readiness`].
+    pub notify_socket: Option<PathBuf>,
 }
 
 /// A created container: its init is a direct child of the caller, waits for `start`, and is the caller's to reap.

@@ -81,13 +81,6 @@ pub(super) fn take(source: usize, child: &mut Child<'_>) -> Result<OwnedFd, Refu
     sources::open_one(source).map_err(|errno| Refusal::said(errno, format!("open {}", source.path.display())))
 }
 
-/// A mount's place in the table is that of its making: one that was made before all others is made again. Kernels before 6.15 copy only
-/// what is attached; there it keeps its place.
-fn in_order(tree: OwnedFd, recursive: bool) -> OwnedFd {
-    let reach = if recursive { Tree::CloneRecursive } else { Tree::Clone };
-    mount::open_tree(tree.as_fd(), Path::new(""), reach).unwrap_or(tree)
-}
-
 fn root_bind(source: usize, at: Option<&Path>, child: &mut Child<'_>, held: &mut Held) -> Done {
     let tree = take(source, child)?;
     // A slave still gets what the host mounts below it, and is not shared, which pivot_root(2) would refuse.
@@ -257,10 +250,7 @@ fn bind_mount(
     child: &mut Child<'_>,
     held: &mut Held,
 ) -> Done {
-    let mut tree = take(bind.source, child)?;
-    if bind.again {
-        tree = in_order(tree, child.source_paths.get(bind.source).is_some_and(|source| source.recursive));
-    }
+    let tree = take(bind.source, child)?;
     if destination == Path::new("/proc") && !runtime_linux::proc::is_root(&tree)? {
         return Err(Refusal::said(Errno::EPERM, "only a proc file system may be mounted on /proc"));
     }

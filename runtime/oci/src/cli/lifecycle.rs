@@ -110,7 +110,7 @@ fn options(global: &Global, create: &Create) -> CreateOptions {
         root_change: if create.no_pivot { RootChange::Chroot } else { RootChange::Pivot },
         keep_keyring: create.no_new_keyring,
         cgroups: cgroups(global),
-        notifies: notify_socket().is_some(),
+        notify_socket: notify_socket(),
         ..CreateOptions::default()
     }
 }

@@ -159,7 +159,6 @@ impl Plan {
             });
             MountStep::Bind(BindMount {
                 source,
-                again: by == Opener::Runtime && idmap.is_none() && !self.namespaces.has(LinuxNamespaceType::User),
                 idmap,
                 copy_symlink: options.copy_symlink,
                 nofollow: options.destination_nofollow,

@@ -57,8 +57,6 @@ pub(crate) struct BindMount {
     /// Into `Plan::sources`.
     pub source: usize,
     pub idmap: Option<IdMapping>,
-    /// Opened early, for the host's peer groups, and yet to have its place among the other mounts.
-    pub again: bool,
     /// A source that is a symlink is not bound but copied.
     pub copy_symlink: bool,
     /// A symlink at the destination is not followed.
