@@ -18,7 +18,7 @@ pub struct Capacity {
 }
 
 fn refuse(reason: &str, message: impl Into<String>) -> Result<(), Failed> {
-    Err(Failed { reason: reason.into(), message: message.into() })
+    Err(Failed::new(reason, message))
 }
 
 /// # Errors

@@ -1,5 +1,5 @@
-//! Keeps the node from filling up: rotates container logs by size and removes images that nothing uses. The one place with a
-//! clock of its own, for no event tells that a file has grown. Not the containers of a pod; its task tidies them (worker.rs).
+//! Keeps the node from filling up: rotates container logs by size, evicts pods that write more than they may (storage.rs), and
+//! removes images that nothing uses. The one place with a clock of its own, for no event tells that a file has grown. Not the containers of a pod; its task tidies them (worker.rs).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Retention;
 use crate::kit::Kit;
-use crate::machine;
 use crate::pods::Registry;
+use crate::worker::Event;
+use crate::{machine, storage};
 
-/// Upstream looks at logs every 10 seconds and at images every 5 minutes.
+/// Upstream looks at logs and at what pods use every 10 seconds, and at images every 5 minutes.
 const LOGS_EVERY: Duration = Duration::from_secs(10);
 const IMAGES_EVERY_ROUNDS: u32 = 30;
 
@@ -26,6 +27,7 @@ pub async fn run(kit: Arc<Kit>, registry: Registry, retention: Retention, shutdo
             () = shutdown.cancelled() => return,
         }
         rotate_logs(&kit, &registry, &retention).await;
+        evict_greedy(&kit, &registry).await;
         round = round.wrapping_add(1);
         if round.is_multiple_of(IMAGES_EVERY_ROUNDS) {
             collect_images(&kit, &registry, &retention).await;
@@ -54,6 +56,22 @@ async fn rotate_logs(kit: &Kit, registry: &Registry, retention: &Retention) {
                     tracing::warn!(path = %path.display(), %error, "rotated log not put back");
                 }
             }
+        }
+    }
+}
+
+async fn evict_greedy(kit: &Kit, registry: &Registry) {
+    for handle in registry.all() {
+        let snapshot = handle.snapshot.borrow().clone();
+        let is_over = matches!(snapshot.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        if is_over || !storage::is_limited(&snapshot.pod) {
+            continue;
+        }
+        let usage = storage::measure(kit, &snapshot).await;
+        if let Some(failed) = storage::judge(&snapshot.pod, &usage) {
+            tracing::info!(pod = %snapshot.pod.key, message = failed.message, "pod evicted");
+            // A task that has ended needs no eviction.
+            let _ = handle.events.send(Event::Evict(Box::new(failed)));
         }
     }
 }

@@ -81,8 +81,8 @@ pub struct Config {
     /// How often the node's lease is renewed; four times as long makes the node look lost.
     pub lease_renewal: Duration,
     pub retention: Retention,
-    /// Becomes true once the node has been registered as Ready.
-    pub ready: Option<tokio::sync::watch::Sender<bool>>,
+    /// Becomes `Ready` once the node has been registered as that.
+    pub ready: Option<tokio::sync::watch::Sender<crate::node::Readiness>>,
     /// Becomes the number of pods that were found running, once all that are wanted have been looked for.
     pub found: Option<tokio::sync::watch::Sender<Option<usize>>>,
 }

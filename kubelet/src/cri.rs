@@ -262,6 +262,13 @@ impl Runtime {
         Ok(answer.map_err(call("ImageFsInfo"))?.into_inner())
     }
 
+    pub async fn writable_layer_bytes(&self, id: &str) -> Result<u64, Error> {
+        let message = cri::ContainerStatsRequest { container_id: id.into() };
+        let answer = self.runtime.clone().container_stats(request(message, LOOK_TIMEOUT)).await;
+        let stats = answer.map_err(call("ContainerStats"))?.into_inner().stats;
+        Ok(stats.and_then(|s| s.writable_layer?.used_bytes).map_or(0, |bytes| bytes.value))
+    }
+
     pub async fn container_stats(&self) -> Result<Vec<cri::ContainerStats>, Error> {
         let message = cri::ListContainerStatsRequest { filter: None };
         let answer = self.runtime.clone().list_container_stats(request(message, LOOK_TIMEOUT)).await;

@@ -18,10 +18,23 @@ pub enum Error {
     /// The text is what upstream puts behind "probe failed: ".
     #[error("{0}")]
     Failed(String),
+    #[error("command '{command}' exited with {code}: {output}")]
+    Exit { command: String, code: i32, output: String },
     #[error("{port:?} is no port of container {container}")]
     Port { port: String, container: String },
     #[error("command timed out: \"{command}\" timed out after {seconds}s")]
     CommandTimeout { command: String, seconds: u64 },
+}
+
+impl Error {
+    /// What upstream tells of a probe: of a command its output alone.
+    #[must_use]
+    pub fn answer(&self) -> String {
+        match self {
+            Error::Exit { output, .. } => output.clone(),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// What is asked.
@@ -73,7 +86,8 @@ impl Target {
                 let mut output = answer.stdout;
                 output.extend_from_slice(&answer.stderr);
                 output.truncate(ANSWER_BYTES_MAX);
-                Err(Error::Failed(String::from_utf8_lossy(&output).into_owned()))
+                let output = String::from_utf8_lossy(&output).into_owned();
+                Err(Error::Exit { command: text, code: answer.exit_code, output })
             }
             Err(crate::cri::Error::Call { source, .. }) if source.code() == tonic::Code::DeadlineExceeded => {
                 Err(Error::CommandTimeout { command: text, seconds: timeout.as_secs() })
@@ -93,5 +107,19 @@ impl Target {
             }
         };
         u16::try_from(number).ok().filter(|p| *p > 0).ok_or_else(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_command_is_told_whole_to_hooks_and_by_its_output_to_probes() {
+        let error = Error::Exit { command: "test -e /x".into(), code: 1, output: String::new() };
+        assert_eq!(error.to_string(), "command 'test -e /x' exited with 1: ");
+        assert_eq!(error.answer(), "");
+        let other = Error::Failed("dial tcp".into());
+        assert_eq!(other.answer(), other.to_string());
     }
 }

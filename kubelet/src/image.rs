@@ -90,6 +90,7 @@ pub async fn ensure(
             "Failed to apply default image tag \"{name}\": couldn't parse image name \"{name}\": invalid reference format"
         );
         say(Severity::Warning, "InspectFailed", text.clone());
+        say(Severity::Warning, "Failed", "Error: InvalidImageName".into());
         return Err(Failure::new("InvalidImageName", text));
     }
     let inspect = |e: crate::cri::Error| {
@@ -101,6 +102,7 @@ pub async fn ensure(
         (Policy::Never, None) => {
             let text = format!("Container image \"{name}\" is not present with pull policy of Never");
             say(Severity::Warning, "ErrImageNeverPull", text.clone());
+            say(Severity::Warning, "Failed", "Error: ErrImageNeverPull".into());
             Err(Failure::new("ErrImageNeverPull", text))
         }
         (Policy::Never | Policy::IfNotPresent, Some(image)) => {

@@ -29,6 +29,7 @@ pub mod sandbox_config;
 pub mod security;
 pub mod server;
 pub mod status;
+pub mod storage;
 pub mod sync;
 pub mod tokens;
 pub mod volumes;

@@ -36,6 +36,16 @@ const REGISTER_PAUSE: Duration = Duration::from_millis(500);
 const IMAGES_MAX: usize = 50;
 const LEASES: &str = "kube-node-lease";
 
+/// Whether pods can come to this node, as far as the API knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Readiness {
+    #[default]
+    Unknown,
+    /// In words, for a person.
+    NotReady(String),
+    Ready,
+}
+
 /// What the node's task works with.
 #[derive(Debug)]
 pub struct Registration {
@@ -48,7 +58,7 @@ pub struct Registration {
     pub version: String,
     pub runtime_version: String,
     pub lease_renewal: Duration,
-    pub ready: Option<tokio::sync::watch::Sender<bool>>,
+    pub ready: Option<tokio::sync::watch::Sender<Readiness>>,
     written: Option<(NodeStatus, Timestamp)>,
     pod_cidr: Option<String>,
     cidr_set: bool,
@@ -200,7 +210,8 @@ impl Registration {
         let now = Timestamp::now();
         let last = self.written.as_ref().map(|(status, _)| status.clone());
         let status = self.status(now, last.as_ref()).await;
-        let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+        let condition = status.conditions.iter().flatten().find(|c| c.type_ == "Ready").cloned().unwrap_or_default();
+        let ready = condition.status == "True";
         let pause = if ready { self.lease_renewal } else { UNREADY_PAUSE };
         let fresh = self.written.as_ref().is_some_and(|(old, at)| {
             without_heartbeat(old) == without_heartbeat(&status) && now.duration_since(*at) < STATUS_AGE_MAX
@@ -214,13 +225,17 @@ impl Registration {
             Ok(_) => {
                 self.announce(last.as_ref(), &status);
                 self.written = Some((status, now));
-                if let Some(sender) = &self.ready {
-                    sender.send_replace(ready);
-                }
+                let why = condition.message.unwrap_or_default();
+                self.tell(if ready { Readiness::Ready } else { Readiness::NotReady(why) });
                 pause
             }
             Err(error) => {
                 tracing::warn!(%error, "node status not written");
+                let why = match error {
+                    kube::Error::Api(status) => status.message,
+                    other => other.to_string(),
+                };
+                self.tell(Readiness::NotReady(format!("its status cannot be written: {why}")));
                 Duration::from_secs(1)
             }
         }
@@ -238,6 +253,12 @@ impl Registration {
                 let text = format!("Node {name} status is now: {reason}");
                 self.kit.recorder.node(name, Severity::Normal, reason, text);
             }
+        }
+    }
+
+    fn tell(&self, readiness: Readiness) {
+        if let Some(sender) = &self.ready {
+            sender.send_replace(readiness);
         }
     }
 

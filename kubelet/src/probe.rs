@@ -129,8 +129,8 @@ pub fn spawn(
             let verdict = match (answer, news) {
                 (Ok(()), Some(_)) => Verdict::Passed,
                 (Ok(()), None) => continue,
-                (Err(error), Some(_)) => Verdict::GaveUp(error.to_string()),
-                (Err(error), None) => Verdict::Failed(error.to_string()),
+                (Err(error), Some(_)) => Verdict::GaveUp(error.answer()),
+                (Err(error), None) => Verdict::Failed(error.answer()),
             };
             let stop = matches!(
                 (&verdict, purpose),

@@ -13,6 +13,11 @@ use crate::pod::{Kind, LocalPod, RestartPolicy};
 use crate::resources;
 use crate::sync::{self, observed::Observed};
 
+/// The condition of a pod that is ended by somebody else's need.
+pub const DISRUPTION: &str = "DisruptionTarget";
+/// Its reason where the kubelet ends the pod.
+pub const DISRUPTION_REASON: &str = "TerminationByKubelet";
+
 /// What the status needs to know of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
@@ -212,7 +217,20 @@ fn conditions(
             ..PodCondition::default()
         }
     });
-    ours.collect()
+    let disruption = observed.failed.as_ref().filter(|failed| failed.is_disruption).map(|failed| PodCondition {
+        type_: DISRUPTION.into(),
+        status: "True".into(),
+        reason: Some(DISRUPTION_REASON.into()),
+        message: Some(failed.message.clone()),
+        last_transition_time: old
+            .iter()
+            .find(|c| c.type_ == DISRUPTION)
+            .and_then(|c| c.last_transition_time.clone())
+            .or(Some(Time(now))),
+        observed_generation: pod.meta().generation,
+        ..PodCondition::default()
+    });
+    ours.chain(disruption).collect()
 }
 
 fn containers_ready(pod: &LocalPod, phase: &str, inits: &[ContainerStatus], regular: &[ContainerStatus]) -> Verdict {

@@ -164,10 +164,8 @@ fn deadline(
         actions.push(Action::Wake { at });
         return None;
     }
-    Some(observed::Failed {
-        reason: "DeadlineExceeded".into(),
-        message: "Pod was active on the node longer than the specified deadline".into(),
-    })
+    let message = "Pod was active on the node longer than the specified deadline";
+    Some(observed::Failed::new("DeadlineExceeded", message))
 }
 
 /// True once volumes and sandbox stand; otherwise asks for what is missing.

@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::events::Severity;
 use crate::kit::Kit;
 use crate::pod::{Kind, LocalPod};
 use crate::probe::{Purpose, Report};
@@ -48,6 +49,8 @@ pub enum Event {
     Referenced,
     /// The uid of the static pod's mirror, if it has one.
     Mirror(Option<String>),
+    /// The node can no longer bear it.
+    Evict(Box<Failed>),
 }
 
 /// What others may see of the pod.
@@ -195,6 +198,14 @@ impl Worker {
                     self.sent = report::Sent::from_api(None);
                 }
                 self.mirror = uid;
+                false
+            }
+            Event::Evict(failed) => {
+                if sync::ending(&self.pod, &self.observed).is_none() {
+                    let text = failed.message.clone();
+                    self.kit.recorder.pod(&self.pod, None, Severity::Warning, &failed.reason, text);
+                    self.observed.failed = Some(*failed);
+                }
                 false
             }
         }

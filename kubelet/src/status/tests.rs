@@ -130,7 +130,7 @@ fn crash_loop_and_failed_pull_wait() {
 #[test]
 fn a_refused_pod_failed_and_stays_so() {
     let mut refused = pod("Always", false);
-    let failed = Some(Failed { reason: "NodeAffinity".into(), message: "m".into() });
+    let failed = Some(Failed::new("NodeAffinity", "m"));
     let facts = Observed { failed, ..Observed::default() };
     let status = check(&refused, &facts, "Failed 0 ContainerCreating True False");
     assert_eq!(status.reason.as_deref(), Some("NodeAffinity"));

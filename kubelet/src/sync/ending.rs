@@ -16,7 +16,9 @@ pub(super) fn plan(pod: &LocalPod, observed: &Observed, ending: Ending, now: Tim
     }
     let sidecar = |c: &Container| pod.member(&c.name).is_some_and(|m| m.kind == Kind::Sidecar);
     let alive: Vec<&Container> = observed.containers.iter().filter(|c| c.is_alive()).collect();
-    let grace = pod.grace_seconds();
+    let own = pod.grace_seconds();
+    let grace =
+        observed.failed.as_ref().and_then(|failed| failed.grace_seconds).map_or(own, |seconds| seconds.min(own));
     let (sidecars, others): (Vec<&Container>, Vec<&Container>) = alive.into_iter().partition(|c| sidecar(c));
     for container in &others {
         kill(observed, container, grace, Kill::Stopping, now, &mut actions);

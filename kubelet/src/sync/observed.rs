@@ -100,6 +100,18 @@ pub struct Failure {
 pub struct Failed {
     pub reason: String,
     pub message: String,
+    /// What its containers get to end, where it is not the pod's own grace period.
+    pub grace_seconds: Option<i64>,
+    /// The node ends a pod that ran; told as the condition `DisruptionTarget`.
+    pub is_disruption: bool,
+}
+
+impl Failed {
+    /// Refused or ended for a reason of its own.
+    #[must_use]
+    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Failed {
+        Failed { reason: reason.into(), message: message.into(), grace_seconds: None, is_disruption: false }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

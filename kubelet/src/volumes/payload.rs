@@ -40,8 +40,11 @@ pub(super) async fn gather(
     now: Timestamp,
 ) -> Result<Gathered, Cause> {
     if let Some(source) = &volume.empty_dir {
-        let size_bytes = source.size_limit.as_ref().and_then(resources::units).and_then(|b| u64::try_from(b).ok());
-        return Ok((Content::EmptyDir { memory: source.medium.as_deref() == Some("Memory"), size_bytes }, None));
+        let memory = source.medium.as_deref() == Some("Memory");
+        let limit = source.size_limit.as_ref().and_then(resources::units).and_then(|b| u64::try_from(b).ok());
+        // On disk the limit is looked after in storage.rs.
+        let size_bytes = memory.then(|| memory_volume_bytes(pod, limit, sources.allocatable_memory_bytes));
+        return Ok((Content::EmptyDir { memory, size_bytes }, None));
     }
     if let Some(source) = &volume.host_path {
         let kind = source.type_.clone().unwrap_or_default();
@@ -76,6 +79,12 @@ pub(super) async fn gather(
         return Ok((Content::EmptyDir { memory: false, size_bytes: None }, None));
     }
     Err(Cause::Unsupported { kind: unsupported(volume) })
+}
+
+/// Upstream: the smallest of the volume's own limit, that of the pod's memory, and what the node has to give.
+fn memory_volume_bytes(pod: &LocalPod, limit: Option<u64>, allocatable: u64) -> u64 {
+    let pods = u64::try_from(resources::pod(pod).memory_limit_in_bytes).ok();
+    [limit, pods].into_iter().flatten().filter(|bytes| *bytes > 0).fold(allocatable, u64::min)
 }
 
 fn mode(mode: Option<i32>) -> u32 {

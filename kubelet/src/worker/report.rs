@@ -2,7 +2,7 @@
 //! Survives an API server that is away. Conditions of others are never touched.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Map, Value, json};
@@ -11,6 +11,7 @@ use super::Worker;
 use super::done::Done;
 use crate::events::Severity;
 use crate::pod::{LocalPod, Source};
+use crate::status::{DISRUPTION, DISRUPTION_REASON};
 
 const RETRY_FIRST: SignedDuration = SignedDuration::from_millis(250);
 const RETRY_LAST: SignedDuration = SignedDuration::from_secs(15);
@@ -51,7 +52,11 @@ fn ours(status: &PodStatus) -> PodStatus {
     const OURS: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
     let mut status = status.clone();
     if let Some(conditions) = &mut status.conditions {
-        conditions.retain(|c| OURS.contains(&c.type_.as_str()));
+        let is_ours = |c: &PodCondition| {
+            let by_us = c.type_ == DISRUPTION && c.reason.as_deref() == Some(DISRUPTION_REASON);
+            by_us || OURS.contains(&c.type_.as_str())
+        };
+        conditions.retain(is_ours);
     }
     status
 }
