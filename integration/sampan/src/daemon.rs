@@ -39,6 +39,10 @@ pub(crate) enum DaemonError {
     Ended { status: String, log: PathBuf, tail: String },
     #[error("{reason} (the daemon's log is {log})")]
     Failed { reason: String, log: PathBuf },
+    #[error(
+        "the node is not Ready: {reason}. The daemon goes on trying; `kubectl describe node` shows how it does, its log is {log}"
+    )]
+    NotReady { reason: String, log: PathBuf },
     #[error("read the daemon's progress")]
     Progress { source: io::Error },
     #[error("signal process {pid}")]
@@ -55,6 +59,8 @@ pub(crate) enum Progress {
     Step { name: String, detail: String },
     /// It ends before it is ready. Told here too, because a full disk takes no line of a log.
     Failed { reason: String },
+    /// It goes on, but its node is not Ready, and nobody should wait for it any longer.
+    NotReady { reason: String },
     /// Everything asked for is done; the daemon now lets go of its standard output.
     Ready,
 }
@@ -151,6 +157,7 @@ fn follow(
         match serde_json::from_str(&line) {
             Ok(Progress::Step { name, detail }) => on_step(&name, &detail),
             Ok(Progress::Ready) => return Ok(()),
+            Ok(Progress::NotReady { reason }) => return Err(DaemonError::NotReady { reason, log: log.into() }),
             Ok(Progress::Failed { reason }) => {
                 // What it answers is in the reason.
                 let _status = child.wait();

@@ -113,6 +113,7 @@ fn daemon(which: Daemon, layout: Layout, args: &NodeArgs) -> Result<()> {
     foreground(which, layout, &mut |progress| match progress {
         Progress::Step { name, detail } => report::say(&format!("{name} {detail}")),
         Progress::Failed { reason } => report::say(&reason),
+        Progress::NotReady { reason } => report::say(&format!("not ready: {reason}")),
         Progress::Ready => report::say("ready"),
     })
 }
@@ -132,7 +133,7 @@ fn detached(which: Daemon, layout: Layout) -> Result<()> {
         let line = serde_json::to_string(&progress).unwrap_or_default();
         // Whoever started us may have lost patience; we go on.
         let _nobody_reads = writeln!(io::stdout(), "{line}").and_then(|()| io::stdout().flush());
-        if progress == Progress::Ready
+        if matches!(progress, Progress::Ready | Progress::NotReady { .. })
             && let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null")
         {
             let _kept_open = nix::unistd::dup2_stdout(&null);
@@ -180,6 +181,8 @@ fn log_to_stderr() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A line that cannot be written (disk full) would be complained of on standard error, which is the log, by panic.
+        .log_internal_errors(false)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .init();

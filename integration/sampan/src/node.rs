@@ -6,12 +6,13 @@
 pub(crate) mod address;
 
 use std::future::Future;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 use control_plane_apiserver::{ApiServer, User};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
+use kubelet::node::Readiness;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -29,6 +30,9 @@ use crate::runtime;
 
 /// How the daemon tells its steps to whoever started it.
 pub(crate) type Tell<'a> = &'a mut (dyn FnMut(Progress) + Send);
+
+/// A node takes a tenth of a second; the rest is for slow machines.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The parts' end, named.
 type Ended = (&'static str, Result<()>);
@@ -72,7 +76,7 @@ fn step(tell: Tell<'_>, name: &str, detail: &str) {
 /// What becomes ready one after the other.
 struct Ready {
     cri: watch::Receiver<bool>,
-    node: watch::Receiver<bool>,
+    node: watch::Receiver<Readiness>,
     found: watch::Receiver<Option<usize>>,
 }
 
@@ -88,7 +92,7 @@ fn start_parts(
     stop: &CancellationToken,
 ) -> Result<Ready> {
     let (cri_ready, cri) = watch::channel(false);
-    let (node_ready, node) = watch::channel(false);
+    let (node_ready, node) = watch::channel(Readiness::default());
     let mut cri_config = parts.cri();
     cri_config.ready = Some(cri_ready);
     let node_user = format!("system:node:{}", parts.instance.node_name);
@@ -141,7 +145,7 @@ async fn follow(
         if ready.cri.wait_for(|is_ready| *is_ready).await.is_ok() {
             step(tell, "container runtime", &parts.layout.cri_socket().display().to_string());
         }
-        if ready.node.wait_for(|is_ready| *is_ready).await.is_ok() {
+        if node_ready(&mut ready.node, tell).await {
             if let Err(error) = mark_control_plane(server, &parts.instance.node_name).await {
                 warn!(%error, "the node has no control-plane label");
             }
@@ -167,6 +171,20 @@ async fn follow(
             Err(error) => Err(anyhow::Error::from(error).context("a part of the daemon panicked")),
         },
     }
+}
+
+/// Waits for the node, and tells once if that takes too long: what keeps it may go away, but a person should know.
+async fn node_ready(node: &mut watch::Receiver<Readiness>, tell: Tell<'_>) -> bool {
+    let is_ready = |readiness: &Readiness| *readiness == Readiness::Ready;
+    if let Ok(came) = tokio::time::timeout(READY_PATIENCE, node.wait_for(is_ready)).await {
+        return came.is_ok();
+    }
+    let reason = match &*node.borrow() {
+        Readiness::NotReady(why) => why.clone(),
+        Readiness::Unknown | Readiness::Ready => "it has not been registered yet".to_owned(),
+    };
+    tell(Progress::NotReady { reason });
+    node.wait_for(is_ready).await.is_ok()
 }
 
 /// A node may not give itself a role (NodeRestriction), so an administrator does.

@@ -57,6 +57,7 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
                 turn = None;
                 say("Ready. Ctrl-C ends the daemon; pods go on, and the next `up` finds them.");
             }
+            Progress::NotReady { reason } => say(&format!("The node is not Ready: {reason}. It is tried again.")),
         });
     }
     daemon::start(layout, &["node", "--detached"], |name, detail| report.step(name, detail))?;
