@@ -164,3 +164,67 @@ fn on_a_full_disk() -> Result<()> {
     ensure!(shown.contains(&*cluster.root().to_string_lossy()), "{shown}");
     Ok(())
 }
+
+/// A disk of a few megabytes below one cluster, filled while it runs.
+#[test]
+fn on_a_disk_that_fills_up() -> Result<()> {
+    let cluster = Cluster::prepare()?;
+    mount(Some("tmpfs"), cluster.root(), Some("tmpfs"), MsFlags::empty(), Some("size=24m,mode=755"))?;
+    let tried = while_the_disk_fills(&cluster);
+    cluster.sampan(&["down", "--purge"])?;
+    nix::mount::umount(cluster.root())?;
+    tried
+}
+
+fn while_the_disk_fills(cluster: &Cluster) -> Result<()> {
+    let up = || cluster.sampan(&["up", "--no-kubeconfig", "--node-name", "n1"]);
+    let said = up()?;
+    ensure!(said.code == 0, "{}", said.all());
+    let image = cluster.import_demo()?;
+    let registry = Registry::start()?;
+    let remote = registry.push(&image::busybox()?, "team/busybox:1")?;
+    cluster.kubectl(&["run", "before", "--image", image, "--image-pull-policy=Never"])?;
+    cluster.pod_ready("before")?;
+    let fill = cluster.root().join("fill");
+    let mut file = File::create(&fill)?;
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    drop(file);
+    let told = |what: &str, said: &integration_e2e::cluster::Said| -> Result<()> {
+        let text = said.all().to_lowercase();
+        ensure!(said.code != 0, "{what} went through: {text}");
+        ensure!(text.contains("no space left") || text.contains("is full"), "{what}: {text}");
+        ensure!(text.contains("free some"), "{what} does not say what helps: {text}");
+        Ok(())
+    };
+    told("pull", &cluster.sampan(&["pull", &remote])?)?;
+    let binary = cluster.dist().join("sampan-oci");
+    let import = ["import", "--name", "e2e.local/x:1", "--binary", &binary.to_string_lossy()];
+    told("import", &cluster.sampan(&import)?)?;
+    told("run", &cluster.sampan(&["run", "--rm", image])?)?;
+    let large = format!("--from-literal=x={}", "x".repeat(100_000));
+    // What was free inside the file of the database is used up first.
+    eventually(20, "a full state.db", || {
+        let name = format!("m-{}", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos());
+        told("create", &cluster.try_kubectl(&["create", "configmap", &name, &large], None)?)
+    })?;
+    // Reading goes on, and so do pods, also when the daemon has to start again.
+    cluster.kubectl(&["get", "pod", "before"])?;
+    let pid = nix::unistd::Pid::from_raw(cluster.daemon_pid()?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+    eventually(5, "the daemon is gone", || {
+        ensure!(!std::path::Path::new(&format!("/proc/{pid}/exe")).exists(), "it lives");
+        Ok(())
+    })?;
+    told("up", &up()?)?;
+    let status = cluster.sampan(&["status"])?;
+    ensure!(status.stdout.contains("up (process"), "the daemon did not go on: {}", status.all());
+    std::fs::remove_file(&fill)?;
+    let said = up()?;
+    ensure!(said.code == 0, "{}", said.all());
+    cluster.kubectl(&["run", "after", "--image", image, "--image-pull-policy=Never"])?;
+    cluster.pod_ready("after")?;
+    let restarts =
+        cluster.kubectl(&["get", "pod", "before", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"])?;
+    ensure!(restarts == "0", "the pod that was there before restarted {restarts} times");
+    Ok(())
+}

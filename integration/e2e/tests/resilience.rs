@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use integration_e2e::cluster::{Cluster, Said, eventually, http_get, ip};
+use integration_e2e::image;
+use integration_e2e::registry::Registry;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -23,7 +26,8 @@ fn demo() -> Result<Cluster> {
 
 fn kill_daemon(cluster: &Cluster) -> Result<()> {
     let pid = cluster.daemon_pid()?;
-    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)
+        .with_context(|| format!("the daemon had ended by itself; its log ends with\n{}", cluster.log_tail()))?;
     eventually(5, "the daemon is gone", || {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         ensure!(state.is_empty() || state.contains(") Z "), "{state}");
@@ -194,6 +198,81 @@ fn a_hundred_pods_and_random_kills() -> Result<()> {
     })?;
     cluster.kubectl(&["delete", "pods", "--all", "--wait=true", "--grace-period=1", "--timeout=60s"])?;
     nothing_of_pods(&cluster)
+}
+
+/// Moments at which something is killed, in milliseconds after it began.
+const MOMENTS: [u64; 5] = [1, 10, 40, 120, 300];
+
+#[test]
+fn killed_while_images_come() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let registry = Registry::start()?;
+    // Large enough that the moments fall into it: two layers of what does not compress.
+    let noise: Vec<u8> = (0..6_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
+    let image =
+        image::busybox()?.next_layer().file("/noise", 0o644, noise.clone()).next_layer().file("/more", 0o644, noise);
+    let pulled = registry.push(&image, "team/noise:1")?;
+    let layout = tempfile::tempdir()?;
+    image.build()?.write_layout(layout.path(), "e2e.local/imported:1")?;
+    let layout = layout.path().to_string_lossy().into_owned();
+    let ways = [["pull", pulled.as_str()], ["import", layout.as_str()]];
+    for words in ways {
+        for moment in MOMENTS {
+            let mut child = cluster.sampan_command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+            std::thread::park_timeout(Duration::from_millis(moment));
+            kill_daemon(&cluster)?;
+            // It was quicker, or says that the daemon is gone.
+            child.wait()?;
+            up(&cluster)?;
+        }
+        let said = cluster.sampan(&words)?;
+        ensure!(said.code == 0, "{words:?}: {}", said.all());
+    }
+    let sum = "cat /noise /more | wc -c";
+    for image in [&pulled, "e2e.local/imported:1"] {
+        let said = cluster.sampan(&["run", "--rm", image, "--", "sh", "-c", sum])?;
+        ensure!(said.stdout.trim() == (12 << 20).to_string(), "{image}: {said:?}");
+    }
+    for left in ["partial", "tmp"] {
+        let found = below(cluster.root().join("data/images").join(left));
+        ensure!(found.is_empty(), "left of killed pulls: {found:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn killed_while_up_and_down() -> Result<()> {
+    let cluster = demo()?;
+    cluster.apply(DEMO)?;
+    cluster.kubectl(&["rollout", "status", "deployment/demo", "--timeout=60s"])?;
+    for moment in MOMENTS {
+        let mut down = cluster.sampan_command(&["down"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        std::thread::park_timeout(Duration::from_millis(moment));
+        // The program itself, not the `timeout` that guards it.
+        for pid in children(down.id())? {
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        }
+        down.wait()?;
+        let mut starting = cluster.sampan_command(&["up", "--no-kubeconfig"]);
+        let mut starting = starting.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        std::thread::park_timeout(Duration::from_millis(moment));
+        let lock = std::fs::read_to_string(cluster.root().join("run/daemon.lock")).unwrap_or_default();
+        if let Ok(pid @ 1..) = lock.trim().parse() {
+            // The one that ended before may have written it.
+            let _gone_already = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        starting.wait()?;
+        up(&cluster)?;
+        back(&cluster).with_context(|| format!("killed after {moment} ms"))?;
+    }
+    let down = cluster.sampan(&["down"])?;
+    ensure!(down.code == 0 && down.stderr.contains("nothing is left"), "{}", down.all());
+    Ok(())
+}
+
+fn children(pid: u32) -> Result<Vec<i32>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().context("a pid")).collect()
 }
 
 /// A hundred pods by tens; of each ten eight are deleted again. The names that are to stay.
