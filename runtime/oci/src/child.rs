@@ -45,6 +45,10 @@ impl Refusal {
         Self { errno: errno as i32, detail: detail.into() }
     }
 
+    fn is(&self, errno: Errno) -> bool {
+        self.errno == errno as i32
+    }
+
     /// Not a kernel's answer: the words say it all.
     fn words(detail: impl Into<String>) -> Self {
         Self { errno: 0, detail: detail.into() }
@@ -155,6 +159,8 @@ struct Held {
     program: Option<CString>,
     /// `HOME=...`, where the configuration has none.
     home: Option<CString>,
+    /// The working directory was entered before the user was set.
+    is_in_directory: bool,
 }
 
 /// Runs the whole life of the child.
@@ -328,7 +334,7 @@ fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
                 other => return Err(Refusal::words(format!("expected the hooks' end, was told {other:?}"))),
             }
         }
-        Step::Hooks(moment) => run_hooks(*moment, child)?,
+        Step::Hooks(moment) => run_hooks(*moment, child, held)?,
         Step::Hostname(name) => nix::unistd::sethostname(name)?,
         Step::Domainname(name) => process::set_domainname(name)?,
         Step::Sysctl { path, value, .. } => proc(held)?.write(path, value.as_bytes())?,
@@ -402,15 +408,19 @@ fn oom_score_adjust(value: i32, child: &Child<'_>, held: &Held) -> Done {
     }
 }
 
-fn run_hooks(moment: Moment, child: &mut Child<'_>) -> Done {
+fn run_hooks(moment: Moment, child: &mut Child<'_>, held: &Held) -> Done {
     let Some(all) = child.hooks else { return Ok(()) };
+    // As the program will have it.
+    let home = held.home.as_ref().map(|home| home.to_string_lossy().into_owned());
+    let environment: Vec<String> =
+        child.environment.iter().filter(|variable| *variable != "HOME=").cloned().chain(home).collect();
     let (kind, list, around) = match moment {
         Moment::CreateContainer => {
             let around = Surroundings { directory: Some(&child.state.bundle), environment: None };
             (HookKind::CreateContainer, all.create_container(), around)
         }
         Moment::StartContainer => {
-            let around = Surroundings { directory: None, environment: Some(child.environment) };
+            let around = Surroundings { directory: None, environment: Some(&environment) };
             (HookKind::StartContainer, all.start_container(), around)
         }
     };
@@ -440,7 +450,11 @@ fn exec(child: &Child<'_>, held: &Held) -> Done {
     };
     let program = held.program.as_ref().ok_or(Errno::ENOENT)?;
     let (arguments, mut environment) = (strings(child.arguments)?, strings(&unique(child.environment))?);
-    environment.extend(held.home.clone());
+    if let Some(home) = &held.home {
+        // An empty one is none.
+        environment.retain(|variable| variable.as_bytes() != b"HOME=");
+        environment.push(home.clone());
+    }
     let errno = process::exec(program, &arguments, &environment);
     Err(Refusal::said(errno, program.to_string_lossy()))
 }

@@ -258,6 +258,18 @@ impl Drop for Undo<'_> {
     }
 }
 
+/// Connected to the agent that answers a filter's notifications, with the agent's metadata; `None` where no filter asks.
+pub(crate) fn seccomp_agent(spec: &Spec, start: &[Step]) -> Result<Option<(OwnedFd, String)>, Error> {
+    let notifies = start.iter().any(|step| matches!(step, Step::Seccomp(filter) if filter.notifies()));
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()).filter(|_| notifies);
+    let Some((profile, path)) = profile.and_then(|profile| Some((profile, profile.listener_path().as_ref()?))) else {
+        return Ok(None);
+    };
+    let step = format!("failed to connect with seccomp agent at {}", path.display());
+    let socket = local_socket::connect_to(path, SockType::Stream).map_err(parent(step))?;
+    Ok(Some((socket, profile.listener_metadata().clone().unwrap_or_default())))
+}
+
 fn prepare<'plan>(
     spec: &'plan Spec,
     plan: &'plan Plan,
@@ -267,17 +279,7 @@ fn prepare<'plan>(
     listener: OwnedFd,
 ) -> Result<Child<'plan>, Error> {
     let process = spec.process().as_ref();
-    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    let notifies = plan.start.iter().any(|step| matches!(step, Step::Seccomp(filter) if filter.notifies()));
-    let agent = match profile.filter(|_| notifies).and_then(|profile| profile.listener_path().as_ref()) {
-        Some(path) => {
-            let step = format!("connect to the seccomp agent at {}", path.display());
-            let socket = local_socket::connect_to(path, nix::sys::socket::SockType::Stream).map_err(parent(step))?;
-            let metadata = profile.and_then(|profile| profile.listener_metadata().clone()).unwrap_or_default();
-            Some((socket, metadata))
-        }
-        None => None,
-    };
+    let agent = seccomp_agent(spec, &plan.start)?;
     let mut joins = Vec::new();
     for (kind, path) in &plan.namespaces.join {
         let step = format!("open {} namespace {}", kind.file_name(), path.display());

@@ -10,7 +10,7 @@ use runtime_linux::namespace::Kind;
 use runtime_linux::{local_socket, pidfd};
 
 use crate::child::{Child, Join, TerminalUser, Watch};
-use crate::create::{child_error, parent};
+use crate::create::{child_error, parent, seccomp_agent};
 use crate::error::Error;
 use crate::plan::{ProcessContext, STRICT_SECCOMP, Step, is_asked_for, process_steps};
 use crate::record::{Place, Record};
@@ -58,7 +58,7 @@ pub fn exec(root: &StateRoot, id: &ContainerId, process: &Process, options: Exec
         hooks: None,
         state: record.state(status),
         watch: Watch::Nobody,
-        agent: None,
+        agent: seccomp_agent(&spec, &start)?,
     };
     let (spawned, ours, ()) = spawn(&how, child, ours, ()).map_err(parent("clone into the container"))?;
     enter_cgroup(&cgroup, &options.sub_cgroups, &record, spawned.pid)?;

@@ -28,7 +28,7 @@ const DATA: u32 = 0xffff;
 pub enum Error {
     #[error("SCMP_ACT_NOTIFY cannot be the default action: nobody could answer for the process's own start")]
     NotifyByDefault,
-    #[error("SCMP_ACT_NOTIFY on \"write\" would hang the start of the container")]
+    #[error("SCMP_ACT_NOTIFY cannot be used for the write syscall: the start of the container would hang")]
     NotifyWrite,
     #[error("{call}: argument index {index} is not in 0..6")]
     ArgumentIndex { call: String, index: usize },

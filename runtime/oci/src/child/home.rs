@@ -15,7 +15,7 @@ const PASSWD_BYTES_MAX: u64 = 1 << 20;
 
 /// `HOME=/...`; `None` where the environment has one.
 pub(super) fn variable(environment: &[String]) -> Option<CString> {
-    if environment.iter().any(|variable| variable.starts_with("HOME=")) {
+    if environment.iter().any(|variable| variable.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
         return None;
     }
     let uid = nix::unistd::getuid().as_raw();
@@ -53,7 +53,9 @@ mod tests {
         for (uid, home) in [(0, Some("/root")), (1000, Some("/home/user")), (5, None), (7, None)] {
             assert_eq!(find(text, uid).as_deref(), home, "{uid}");
         }
-        assert_eq!(variable(&["A=1".to_owned(), "HOME=".to_owned()]), None);
+        assert_eq!(variable(&["A=1".to_owned(), "HOME=/x".to_owned()]), None);
+        // runc's reading: nobody's home is nowhere.
+        assert!(variable(&["HOME=".to_owned()]).is_some());
         assert!(variable(&[]).is_some_and(|home| home.as_bytes().starts_with(b"HOME=/")));
     }
 }

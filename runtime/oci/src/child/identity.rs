@@ -12,6 +12,10 @@ use runtime_linux::{process, rlimit};
 
 use super::{Child, Done, Held, Refusal, home};
 use crate::plan::{Step, search_path};
+use crate::sync::{self, Report};
+
+/// linux/sched.h
+const SCHED_DEADLINE: u32 = 6;
 
 const CAP_SYS_ADMIN: u8 = 21;
 
@@ -21,18 +25,33 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
         Step::Selinux(label) => selinux(label, held)?,
         Step::Stdio { uid, gid } => standard_streams(*uid, *gid)?,
         Step::Rlimit { resource, soft, hard, .. } => rlimit::set(*resource, *soft, *hard)?,
-        Step::Scheduler(scheduling) => process::set_scheduling(scheduling)?,
+        Step::Scheduler(scheduling) => process::set_scheduling(scheduling).map_err(|errno| {
+            // sched_setattr(2), EPERM: a deadline takes an affinity of all CPUs.
+            let words =
+                "process scheduler can't be used together with AllowedCPUs: a deadline needs all CPUs of the host";
+            if errno == Errno::EPERM && scheduling.policy == SCHED_DEADLINE {
+                Refusal::said(errno, words)
+            } else {
+                errno.into()
+            }
+        })?,
         Step::IoPriority { class, level } => process::set_io_priority(*class, *level)?,
         Step::Affinity(cpus) => process::set_cpu_affinity(0, cpus)?,
         Step::MemoryPolicy { mode, nodes } => process::set_memory_policy(*mode, nodes)?,
         Step::Personality(value) => process::set_personality(*value)?,
         Step::NoNewPrivileges => nix::sys::prctl::set_no_new_privs()?,
         Step::Identity { uid, gid, groups, capabilities, keep_admin } => {
+            held.is_in_directory = enter_early(child);
             identity(*uid, *gid, groups.as_deref(), *capabilities, *keep_admin)?;
+            tell_of_ambient(child, *capabilities)?;
         }
         Step::FinalCapabilities(capabilities) => apply(*capabilities, Set::EMPTY)?,
         Step::Umask(mask) => drop(umask(Mode::from_bits_truncate(*mask))),
-        Step::WorkingDirectory(path) => working_directory(path)?,
+        Step::WorkingDirectory(path) => match working_directory(path) {
+            // We are there already: the user may not go to its own working directory, and runc lets it begin there.
+            Err(refusal) if held.is_in_directory && refusal.is(Errno::EACCES) => {}
+            other => other?,
+        },
         Step::FindProgram => {
             held.program = Some(find_program(child)?);
             held.home = home::variable(child.environment);
@@ -44,6 +63,32 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
         }
         Step::KeepDescriptors(numbers) => process::keep_over_exec(numbers)?,
         other => return Err(Refusal::words(format!("{other} is not a step of a process"))),
+    }
+    Ok(())
+}
+
+/// Goes to the working directory with the rights that are still there, and before the user could be refused.
+fn enter_early(child: &Child<'_>) -> bool {
+    let directory = child.setup.iter().find_map(|step| match step {
+        Step::WorkingDirectory(path) => Some(path.as_path()),
+        _ => None,
+    });
+    // Whoever lacks our rights to it may have its own: it is tried again as the user.
+    directory.is_some_and(|path| path != Path::new("/") && working_directory(path).is_ok())
+}
+
+/// Those that the other sets do not hold cannot be raised: the container works without, and whoever asked hears of it.
+fn tell_of_ambient(child: &Child<'_>, wanted: Sets) -> Done {
+    let possible = wanted.ambient.intersection(wanted.permitted).intersection(wanted.inheritable);
+    let lost = wanted.ambient.difference(possible);
+    if lost.is_empty() {
+        return Ok(());
+    }
+    for (number, name) in (0..).zip(capability::names()) {
+        if lost.contains(number) {
+            let text = format!("can't raise ambient capability {name}: it is not both permitted and inheritable");
+            sync::send_report(&child.sync, &Report::Warning(text))?;
+        }
     }
     Ok(())
 }

@@ -84,10 +84,23 @@ fn sub_cgroups(texts: &[String]) -> Result<Vec<SubCgroup>, Error> {
     Ok(all)
 }
 
+/// A process without a user is root's, as runc reads it.
+fn with_user(text: Vec<u8>) -> Result<Vec<u8>, serde_json::Error> {
+    let mut value: serde_json::Value = serde_json::from_slice(&text)?;
+    match value.as_object_mut() {
+        Some(process) if process.get("user").is_none_or(serde_json::Value::is_null) => {
+            process.insert("user".to_owned(), serde_json::json!({ "uid": 0, "gid": 0 }));
+            serde_json::to_vec(&value)
+        }
+        _ => Ok(text),
+    }
+}
+
 fn process(mut process: Process, exec: &Exec, reporter: &Reporter) -> Result<Process, Error> {
     if let Some(path) = &exec.process {
         let what = || format!("read process {}", path.display());
         let text = std::fs::read(path).map_err(Error::io(what()))?;
+        let text = with_user(text).map_err(|source| Error::Json { what: what(), source })?;
         let (process, warnings) =
             runtime_oci::parse_process(&text).map_err(|source| Error::Json { what: what(), source })?;
         reporter.warnings(&warnings);

@@ -16,6 +16,7 @@ mod lifecycle;
 mod limits;
 mod mounts;
 mod network;
+mod process;
 mod resources;
 mod rootless;
 mod specification;
