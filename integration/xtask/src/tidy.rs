@@ -4,6 +4,7 @@
 //! (`@generated`) and are only held to the arrows.
 
 mod arrows;
+mod fields;
 mod source;
 
 use std::path::Path;
@@ -44,6 +45,7 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     }
     violations.extend(arrows::check(root)?);
     violations.extend(source::check(root)?);
+    violations.extend(fields::check(root)?);
     Ok(violations)
 }
 

@@ -291,3 +291,31 @@ async fn a_watch_from_before_the_history_is_told_so() {
     let event: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
     assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)));
 }
+
+#[tokio::test]
+async fn what_is_not_acted_on_is_kept_and_told() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    let uri = "/apis/apps/v1/namespaces/default/deployments";
+    let template = json!({"metadata": {"labels": {"app": "d"}}, "spec": {
+        "containers": [{"name": "c", "image": "i"}], "affinity": {"podAntiAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": {"topologyKey": "k"}}]}}}});
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+        "spec": {"selector": {"matchLabels": {"app": "d"}}, "template": template}});
+    let json_type = [("content-type", "application/json")];
+    let told = caller.send("POST", uri, &json_type, deployment.to_string().into_bytes()).await;
+    assert_eq!(told.status(), 201);
+    let text = told.headers()[header::WARNING].to_str().unwrap().to_owned();
+    assert!(text.starts_with("299 - \"spec.template.spec.affinity.podAntiAffinity: kept, but"), "{text}");
+    // Kept, and no news to who changes something else.
+    let merge = [("content-type", "application/merge-patch+json")];
+    let patch = json!({"spec": {"replicas": 2}}).to_string().into_bytes();
+    let quiet = caller.send("PATCH", &format!("{uri}/d"), &merge, patch).await;
+    assert_eq!(quiet.status(), 200);
+    assert!(!quiet.headers().contains_key(header::WARNING));
+    let (_, kept) = caller.get(&format!("{uri}/d")).await;
+    assert_eq!(kept["spec"]["template"]["spec"]["affinity"], deployment["spec"]["template"]["spec"]["affinity"]);
+    let patch = json!({"spec": {"template": {"spec": {"hostnameOverride": "h"}}}}).to_string().into_bytes();
+    let told = caller.send("PATCH", &format!("{uri}/d"), &merge, patch).await;
+    assert!(told.headers()[header::WARNING].to_str().unwrap().contains("spec.hostnameOverride: kept"));
+}
