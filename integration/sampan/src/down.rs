@@ -74,6 +74,8 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
 
 /// Through CRI, so that volumes, addresses and records go in order.
 fn end_pods(parts: &Parts) -> Result<String> {
+    // Gone with the run directory after a reboot, and wanted to give back what the records of pods say.
+    parts.programs.link_plugins(&parts.layout.run.join("cni-bin"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let config = parts.cri();
     let ended = runtime.block_on(async move {
