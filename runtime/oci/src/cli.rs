@@ -1,7 +1,7 @@
 //! From what was typed to what it means, and from what happened to what is said.
 //!
 //! One file per group of commands. Standard output is data; errors go to standard error and, with `--log`, to a file, where they also
-//! carry the step, the errno and the path. COMMANDS.md beside this package is the reference.
+//! carry the step, the errno and the path. COMMANDS.md beside this package is the reference, SUITES.md how it does under the suites of its peers.
 
 mod arguments;
 mod bytes;

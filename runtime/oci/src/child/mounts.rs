@@ -232,7 +232,7 @@ fn remount(destination: &Path, attributes: &MountAttributes, superblock: Option<
 /// A symlink would put the real one elsewhere and leave a fake in its place (CVE-2019-19921, CVE-2023-27561).
 fn plain_dir(destination: &Path, root: &Root) -> Result<OwnedFd, Refusal> {
     root.ensure_plain_dir(destination, DIRECTORY)
-        .map_err(|errno| Refusal::said(errno, "must be mounted on an ordinary directory"))
+        .map_err(|errno| Refusal::said(errno, "must be mounted on ordinary directory"))
 }
 
 /// Below /proc nothing is mounted over, however it is reached; `Plan` has looked at the written path only.

@@ -39,14 +39,13 @@ pub(crate) fn exec(root: &StateRoot, exec: &Exec, reporter: &Reporter) -> Result
     foreground::wait(&pidfd, &signals, console)
 }
 
-/// A process from a file is taken whole, as runc takes it.
+/// A process from a file is taken whole, as runc takes it. Of --tty nothing is said: conmon gives it beside a file that says the same.
 fn warn_of_unused(exec: &Exec, reporter: &Reporter) {
     let given = [
         ("--cwd", exec.cwd.is_some()),
         ("--env", !exec.env.is_empty()),
         ("--user", exec.user.is_some()),
         ("--additional-gids", !exec.additional_gids.is_empty()),
-        ("--tty", exec.tty),
         ("--cap", !exec.cap.is_empty()),
         ("--apparmor", exec.apparmor.is_some()),
         ("--process-label", exec.process_label.is_some()),

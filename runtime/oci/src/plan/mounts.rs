@@ -269,7 +269,9 @@ impl Plan {
         for path in linux.readonly_paths().iter().flatten() {
             self.setup.push(Step::ReadonlyPath(PathBuf::from(path)));
         }
-        for path in linux.masked_paths().iter().flatten() {
+        // Once each: a second mask on top of the first hides nothing more.
+        let mut masked = std::collections::HashSet::new();
+        for path in linux.masked_paths().iter().flatten().filter(|path| masked.insert(*path)) {
             self.setup.push(Step::MaskedPath(PathBuf::from(path)));
         }
         self.setup.push(match context.root_change {
