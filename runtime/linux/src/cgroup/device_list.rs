@@ -6,18 +6,20 @@
 
 use super::device::{ALL, Kind, MKNOD, READ, Rule, WRITE};
 use super::{Error, file};
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// `b` or `c`, major, minor; `None` is every number.
 type Device = (char, Option<u32>, Option<u32>);
+
+/// What each device or pattern may, in the order in which they were named; the kernel's list then has that order too.
+type Exceptions = Vec<(Device, u8)>;
 
 /// What a list amounts to.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Outcome {
     /// Everything is allowed but the exceptions, or else nothing but them.
     is_open: bool,
-    exceptions: BTreeMap<Device, u8>,
+    exceptions: Exceptions,
 }
 
 /// Whether one device, or pattern of devices, is part of another.
@@ -36,7 +38,7 @@ fn outcome(rules: &[Rule]) -> Result<Outcome, Error> {
     for (index, rule) in rules.iter().enumerate() {
         let is_whole = rule.kind == Kind::Any && rule.major.is_none() && rule.minor.is_none() && rule.access == ALL;
         if is_whole {
-            outcome = Outcome { is_open: rule.allow, exceptions: BTreeMap::new() };
+            outcome = Outcome { is_open: rule.allow, exceptions: Exceptions::new() };
             continue;
         }
         let kinds: &[char] = match rule.kind {
@@ -55,7 +57,10 @@ fn outcome(rules: &[Rule]) -> Result<Outcome, Error> {
                     Error::Value { field: format!("devices[{index}]"), problem }
                 })?;
             } else {
-                *outcome.exceptions.entry(device).or_default() |= rule.access;
+                match outcome.exceptions.iter_mut().find(|(known, _)| *known == device) {
+                    Some((_, access)) => *access |= rule.access,
+                    None => outcome.exceptions.push((device, rule.access)),
+                }
             }
         }
     }
@@ -63,15 +68,15 @@ fn outcome(rules: &[Rule]) -> Result<Outcome, Error> {
 }
 
 /// Takes exceptions back; one that is wider than what is taken back, and would lose a part of it, comes back as the error.
-fn take_back(exceptions: &mut BTreeMap<Device, u8>, device: Device, access: u8) -> Result<(), Device> {
-    for (&exception, left) in exceptions.iter_mut() {
+fn take_back(exceptions: &mut Exceptions, device: Device, access: u8) -> Result<(), Device> {
+    for &mut (exception, ref mut left) in exceptions.iter_mut() {
         if is_within(exception, device) {
             *left &= !access;
         } else if overlap(exception, device) && *left & access != 0 {
             return Err(exception);
         }
     }
-    exceptions.retain(|_, left| *left != 0);
+    exceptions.retain(|(_, left)| *left != 0);
     Ok(())
 }
 
@@ -90,7 +95,7 @@ fn read(text: &str) -> Outcome {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let [kind, numbers, letters] = words[..] else { continue };
         if kind == "a" {
-            return Outcome { is_open: true, exceptions: BTreeMap::new() };
+            return Outcome { is_open: true, exceptions: Exceptions::new() };
         }
         let (major, minor) = numbers.split_once(':').unwrap_or((numbers, "*"));
         let bits = |letter| match letter {
@@ -101,7 +106,7 @@ fn read(text: &str) -> Outcome {
         };
         let access = letters.chars().map(bits).fold(0, |all, bit| all | bit);
         let kind = if kind == "b" { 'b' } else { 'c' };
-        outcome.exceptions.insert((kind, major.parse().ok(), minor.parse().ok()), access);
+        outcome.exceptions.push(((kind, major.parse().ok(), minor.parse().ok()), access));
     }
     outcome
 }
@@ -110,17 +115,18 @@ fn read(text: &str) -> Outcome {
 fn steps(now: &Outcome, wanted: &Outcome) -> Vec<(&'static str, String)> {
     const ALLOW: &str = "devices.allow";
     const DENY: &str = "devices.deny";
-    let all = |file: &'static str, exceptions: &BTreeMap<Device, u8>| {
-        exceptions.iter().map(move |(&device, &access)| (file, line(device, access))).collect::<Vec<_>>()
+    let all = |file: &'static str, exceptions: &Exceptions| {
+        exceptions.iter().map(move |&(device, access)| (file, line(device, access))).collect::<Vec<_>>()
     };
     match (now.is_open, wanted.is_open) {
         // Its exceptions are not shown, so it is begun anew.
         (_, true) => [(ALLOW, "a".to_owned())].into_iter().chain(all(DENY, &wanted.exceptions)).collect(),
         (true, false) => [(DENY, "a".to_owned())].into_iter().chain(all(ALLOW, &wanted.exceptions)).collect(),
         (false, false) => {
-            let missing = |from: &Outcome, to: &Outcome| -> BTreeMap<Device, u8> {
-                let left = |(device, access): (&Device, &u8)| {
-                    (*device, access & !to.exceptions.get(device).copied().unwrap_or(0))
+            let missing = |from: &Outcome, to: &Outcome| -> Exceptions {
+                let left = |&(device, access): &(Device, u8)| {
+                    let has = to.exceptions.iter().find(|(known, _)| *known == device).map_or(0, |(_, access)| *access);
+                    (device, access & !has)
                 };
                 from.exceptions.iter().map(left).filter(|(_, access)| *access != 0).collect()
             };
@@ -167,6 +173,8 @@ mod tests {
         check(NULL_AND_ZERO, "a *:* rwm\n", &["deny a", "allow c 1:3 rwm", "allow c 1:5 r"]);
         check(NULL_AND_ZERO, "c 1:3 rw\nb 8:0 rwm\n", &["allow c 1:3 m", "allow c 1:5 r", "deny b 8:0 rwm"]);
         check(NULL_AND_ZERO, "c 1:3 rwm\nc 1:5 r\n", &[]);
+        let in_order = r#"[{"allow":true,"type":"c","major":10,"minor":229},{"allow":true,"type":"b","access":"m"},{"allow":true,"type":"c","major":1,"minor":3}]"#;
+        check(in_order, "", &["allow c 10:229 rwm", "allow b *:* m", "allow c 1:3 rwm"]);
         let but_null = r#"[{"allow":true},{"allow":false,"type":"c","major":1,"minor":3,"access":"w"}]"#;
         check(but_null, "c 1:3 rwm\n", &["allow a", "deny c 1:3 w"]);
         check(r#"[{"allow":true,"type":"a","access":"m"}]"#, "", &["allow b *:* m", "allow c *:* m"]);
