@@ -143,7 +143,7 @@ pub fn scale_table(scale: &Object, include: Include, now: Timestamp) -> Value {
     let metadata = json!({"resourceVersion": scale.resource_version()});
     let metadata = metadata.as_object().cloned().unwrap_or_default();
     let row = with_object(json!({"cells": (SCALE.cells)(scale, now)}), scale, include);
-    whole(definitions(SCALE.columns), vec![row], metadata)
+    whole(&definitions(SCALE.columns), vec![row], metadata)
 }
 
 /// A whole Table. `metadata` is the list's: resourceVersion, continue, remainingItemCount.
@@ -155,10 +155,10 @@ pub fn table<'a>(
     now: Timestamp,
 ) -> Value {
     let rows: Vec<Value> = objects.into_iter().map(|object| table_row(row, object, include, now)).collect();
-    whole(column_definitions(row), rows, metadata)
+    whole(&column_definitions(row), rows, metadata)
 }
 
-fn whole(definitions: Value, rows: Vec<Value>, metadata: Map<String, Value>) -> Value {
+fn whole(definitions: &Value, rows: Vec<Value>, metadata: Map<String, Value>) -> Value {
     let mut table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {},
         "columnDefinitions": definitions, "rows": []});
     table["metadata"] = Value::Object(metadata);

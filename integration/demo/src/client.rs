@@ -48,13 +48,13 @@ impl Request {
     pub(crate) fn parse(words: &[String]) -> Option<Result<Self, Failure>> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let times = |text: Option<&&str>| text.map_or(Some(1), |text| text.parse().ok());
-        let (usage, parsed) = match words.first()? {
-            &"get" => ("get http://HOST[:PORT]/PATH [TIMES]", get(words.get(1), times(words.get(2)))),
-            &"datagram" => {
+        let (usage, parsed) = match *words.first()? {
+            "get" => ("get http://HOST[:PORT]/PATH [TIMES]", get(words.get(1), times(words.get(2)))),
+            "datagram" => {
                 let text = words.get(2).copied().map(str::to_owned);
                 ("datagram HOST:PORT TEXT [TIMES]", datagram(words.get(1), text, times(words.get(3))))
             }
-            &"resolve" => ("resolve NAME", words.get(1).map(|name| Self::Resolve { name: (*name).to_owned() })),
+            "resolve" => ("resolve NAME", words.get(1).map(|name| Self::Resolve { name: (*name).to_owned() })),
             _ => return None,
         };
         Some(parsed.ok_or(Failure::Usage(usage)))
