@@ -102,6 +102,6 @@ mod tests {
         let settled = role("view", "", "to-view", &["pods", "nodes", "events"]);
         assert_eq!(plan(&settled, &all), []);
         assert_eq!(plan(&parts[0], &all), [], "no aggregation, no plan");
-        assert_eq!(resources(&plan(&view, &[view.clone()])), [""; 0], "what nothing feeds is empty");
+        assert_eq!(resources(&plan(&view, std::slice::from_ref(&view))), [""; 0], "what nothing feeds is empty");
     }
 }
