@@ -161,5 +161,5 @@ fn rounds() {
         let limit = u64::try_from(longest.as_micros() * 5 / 4).unwrap_or(u64::MAX);
         round(&world, operation, Duration::from_micros(random.below(limit)));
     }
-    println!("{rounds} rounds in {:?}; undisturbed: {longest:?}", began.elapsed());
+    eprintln!("{rounds} rounds in {:?}; undisturbed: {longest:?}", began.elapsed());
 }
