@@ -3,6 +3,7 @@
 //! The library door, linked by the shim, and the room of the `sampan-oci` binary. It is not a daemon: every call is one operation on
 //! one container. Invariant: a caller has one thread (rule 33 of the house), and a container is created whole or not at all.
 
+pub mod accounts;
 mod bundle;
 mod checkpoint;
 mod child;

@@ -1,6 +1,7 @@
 //! Who a container runs as: the configuration's or the image's user, looked up in the image's own passwd and group files.
 //!
-//! The files are read through a rooted path inside the image, so a symlink in it leads nowhere else. Parsing is pure.
+//! The files are read through a rooted path inside the image, so a symlink in it leads nowhere else. What they
+//! mean, see `runtime_oci::accounts`.
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -11,6 +12,7 @@ use nix::fcntl::OFlag;
 use runtime_cri_api::v1::{ContainerUser, LinuxContainerSecurityContext, LinuxContainerUser, SupplementalGroupsPolicy};
 use runtime_linux::mount::{Filesystem, Overlay, attribute};
 use runtime_linux::rooted::Root;
+use runtime_oci::accounts::{self, Account};
 
 use super::SpecError;
 
@@ -95,40 +97,6 @@ fn errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// Digits only, and an id that somebody can have: 2^32 - 1 is "no change" to setresuid(2), which would leave root (CVE-2026-30892).
-fn id(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|id| is_number(text) && *id != u32::MAX)
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-struct Account<'a> {
-    name: &'a str,
-    uid: u32,
-    gid: u32,
-    home: &'a str,
-}
-
-fn accounts(passwd: &str) -> impl Iterator<Item = Account<'_>> {
-    passwd.lines().filter_map(|line| {
-        let fields: Vec<&str> = line.trim().split(':').collect();
-        let [name, _, uid, gid, rest @ ..] = fields.as_slice() else { return None };
-        let home = rest.get(1).copied().unwrap_or_default();
-        Some(Account { name, uid: id(uid)?, gid: id(gid)?, home })
-    })
-}
-
-/// Name, id and members of each group.
-fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
-    group.lines().filter_map(|line| {
-        let fields: Vec<&str> = line.trim().split(':').collect();
-        let [name, _, gid, members @ ..] = fields.as_slice() else { return None };
-        Some((*name, id(gid)?, members.first().copied().unwrap_or_default()))
-    })
-}
-
 /// The configuration's user before the image's; CRI: a group alone is refused.
 pub(crate) fn resolve(
     security: &LinuxContainerSecurityContext,
@@ -160,7 +128,7 @@ pub(crate) fn resolve(
     let mut all = vec![gid];
     if security.supplemental_groups_policy() == SupplementalGroupsPolicy::Merge && !account.name.is_empty() {
         let member = |members: &str| members.split(',').any(|member| member.trim() == account.name);
-        all.extend(groups(&files.group).filter(|(_, _, members)| member(members)).map(|(_, gid, _)| gid));
+        all.extend(accounts::groups(&files.group).filter(|(_, _, members)| member(members)).map(|(_, gid, _)| gid));
     }
     for gid in &security.supplemental_groups {
         all.push(number("supplemental_groups", *gid)?);
@@ -171,25 +139,12 @@ pub(crate) fn resolve(
     Ok(User { uid: account.uid, gid, groups: all, home: home.to_owned() })
 }
 
-/// A name must be in the image; a number need not be. What is all digits is never a name: an image's account of that name would be
-/// root, whatever number a pod asks for (CVE-2026-46680 and its like).
 fn find<'a>(wanted: &str, files: &'a Accounts) -> Result<Account<'a>, SpecError> {
-    let unknown = || SpecError::NoUser { name: wanted.to_owned() };
-    if !is_number(wanted) {
-        return accounts(&files.passwd).find(|account| account.name == wanted).ok_or_else(unknown);
-    }
-    let uid = id(wanted).ok_or_else(unknown)?;
-    let found = accounts(&files.passwd).find(|account| account.uid == uid);
-    Ok(found.unwrap_or(Account { name: "", uid, gid: 0, home: "" }))
+    accounts::account(wanted, &files.passwd).ok_or_else(|| SpecError::NoUser { name: wanted.to_owned() })
 }
 
 fn group_id(name: &str, files: &Accounts) -> Result<u32, SpecError> {
-    let found = if is_number(name) {
-        id(name)
-    } else {
-        groups(&files.group).find(|(known, _, _)| *known == name).map(|(_, gid, _)| gid)
-    };
-    found.ok_or_else(|| SpecError::NoGroup { name: name.to_owned() })
+    accounts::group_id(name, &files.group).ok_or_else(|| SpecError::NoGroup { name: name.to_owned() })
 }
 
 /// CVE-2026-30892 and its like: an id is a number that fits, or an error; never wrapped, never zero by mistake.
