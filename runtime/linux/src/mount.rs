@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::syscall::{check, check_fd, path as c_path};
 
+mod views;
+
 /// An overlay that is still to be mounted: what `images` prepares and `oci` mounts inside the container's own mount namespace.
 ///
 /// Paths are absolute. `lower[0]` is the topmost layer, as in the kernel's `lowerdir`; `upper` and `work` lie on one file system.
@@ -287,8 +289,11 @@ pub fn pivot_root(new_root: impl AsFd) -> Result<(), Errno> {
 }
 
 /// Where `pivot_root` is impossible: moves the mount of `new_root` over `/` and changes into it.
+///
+/// The host's mounts stay below, but for its views of the kernel; see `views.rs`.
 pub fn move_and_chroot(new_root: impl AsFd) -> Result<(), Errno> {
     nix::unistd::fchdir(new_root)?;
+    views::take_away_outside(&nix::unistd::getcwd()?)?;
     nix::mount::mount(Some("."), "/", None::<&Path>, MsFlags::MS_MOVE, None::<&Path>)?;
     nix::unistd::chroot(".")?;
     nix::unistd::chdir("/")
