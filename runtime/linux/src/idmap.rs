@@ -79,6 +79,12 @@ pub fn user_namespace(maps: &Maps) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// Whether this process's user namespace is the first one, where ids mean what they say; user_namespaces(7), "/proc/PID/uid_map".
+pub fn is_initial() -> bool {
+    let map = crate::proc::read_text(std::path::Path::new("/proc/self/uid_map")).unwrap_or_default();
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

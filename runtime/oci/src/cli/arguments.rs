@@ -88,10 +88,16 @@ pub(crate) struct Global {
     pub criu: PathBuf,
 }
 
+/// Whether the user's own directories are to be used: as runc has it, also by the root of a user namespace who does not go by that name.
+fn is_users_own() -> bool {
+    let is_called_root = || std::env::var_os("USER").is_some_and(|name| name == "root");
+    !nix::unistd::geteuid().is_root() || !runtime_linux::idmap::is_initial() && !is_called_root()
+}
+
 impl Global {
     pub(crate) fn state_root(&self) -> StateRoot {
         StateRoot::new(self.root.clone().unwrap_or_else(|| match std::env::var_os("XDG_RUNTIME_DIR") {
-            Some(dir) if !nix::unistd::geteuid().is_root() => PathBuf::from(dir).join("sampan-oci"),
+            Some(dir) if is_users_own() => PathBuf::from(dir).join("sampan-oci"),
             _ => PathBuf::from("/run/sampan-oci"),
         }))
     }

@@ -178,7 +178,8 @@ pub(crate) fn cgroups(global: &Global) -> Cgroups {
     let is_rootless = match global.rootless.as_str() {
         "true" => true,
         "false" => false,
-        _ => !nix::unistd::geteuid().is_root(),
+        // Root of a user namespace of its own, as under a podman of a user, may not touch the host's cgroups either.
+        _ => !nix::unistd::geteuid().is_root() || !runtime_linux::idmap::is_initial(),
     };
     match global.cgroup_manager() {
         CgroupManager::Systemd => Cgroups::Systemd,
