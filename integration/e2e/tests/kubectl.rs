@@ -299,7 +299,7 @@ fn permits(c: &Cluster) -> Result<()> {
     fails(c, &format!("auth can-i create pods --as={VIEWER}"), None, &["no"]);
     fails(c, &format!("auth can-i list nodes --as={VIEWER}"), None, &["no"]);
     says(c, &format!("auth can-i --list --as={VIEWER}"), &["configmaps", "[get list watch]"]);
-    says(c, "auth whoami", &["Username    kubernetes-admin"]);
+    says(c, "auth whoami", &["kubernetes-admin"]);
     let token = c.kubectl(&["create", "token", "viewer"])?;
     // The administrator's certificate would come first.
     let server = c.kubectl(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
