@@ -22,6 +22,10 @@ use crate::instance::Layout;
 
 /// How many lines of a daemon's log are shown when it ends before it is ready.
 const LOG_LINES_SHOWN: usize = 12;
+/// How long a killed daemon may take to end; one that takes longer is stuck in the kernel and counts as running.
+const ENDING_MILLISECONDS: u16 = 10_000;
+/// In the sets of proc_pid_status(5).
+const SIGKILL_BIT: u64 = 1 << 8;
 /// A log larger than this is set aside as `.1` when a daemon starts.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -108,11 +112,35 @@ pub(crate) fn running(layout: &Layout) -> Result<Option<i32>, DaemonError> {
     if !path.exists() {
         return Ok(None);
     }
-    match Flock::lock(open_lock(&path)?, FlockArg::LockSharedNonblock) {
+    match holder(&path)? {
+        Some(pid) if is_killed(pid) => {
+            // Its threads end one after the other, and only the last one lets go of the lock; the descriptor tells when.
+            if let Ok(process) = pidfd::open(pid) {
+                let _stuck_is_running = pidfd::wait_ended(&process, PollTimeout::from(ENDING_MILLISECONDS));
+            }
+            holder(&path)
+        }
+        other => Ok(other),
+    }
+}
+
+/// Who has the lock at this moment.
+fn holder(path: &Path) -> Result<Option<i32>, DaemonError> {
+    match Flock::lock(open_lock(path)?, FlockArg::LockSharedNonblock) {
         Ok(_nobody_has_it) => Ok(None),
         Err((mut file, Errno::EWOULDBLOCK)) => Ok(Some(read_pid(&mut file))),
-        Err((_, errno)) => Err(DaemonError::File { what: "lock", path, source: errno.into() }),
+        Err((_, errno)) => Err(DaemonError::File { what: "lock", path: path.to_owned(), source: errno.into() }),
     }
+}
+
+/// Whether a process is past any return: a zombie whose other threads may still be ending, or one with a SIGKILL before it.
+fn is_killed(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| match line.split_once(":\t") {
+        Some(("State", state)) => state.starts_with(['Z', 'X']),
+        Some(("SigPnd" | "ShdPnd", set)) => u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set & SIGKILL_BIT != 0),
+        _ => false,
+    })
 }
 
 /// Zero between the lock and the write, a window of microseconds.
@@ -220,6 +248,17 @@ pub(crate) fn stop(layout: &Layout, pid: i32, patience: Duration) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_killed_process_is_told_from_a_running_one() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(!is_killed(pid) && !is_killed(0));
+        // Not reaped, so it stays as what it is until somebody asks.
+        child.kill().unwrap();
+        assert!(is_killed(pid));
+        child.wait().unwrap();
+    }
 
     #[test]
     fn one_daemon_an_instance() {
