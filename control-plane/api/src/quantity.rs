@@ -308,12 +308,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn canonical_form_is_a_fixed_point(number in 0_u64..1 << 53, fraction in 0_u32..1000,
+        fn canonical_form_keeps_the_amount_and_settles(number in 0_u64..1 << 53, fraction in 0_u32..1000,
             suffix in prop::sample::select(vec!["", "n", "u", "m", "k", "M", "Ki", "Mi", "Gi", "e2", "E-3"])) {
             let quantity = Quantity::parse(&format!("{number}.{fraction:03}{suffix}")).unwrap();
             let again = Quantity::parse(&quantity.to_string()).unwrap();
             prop_assert_eq!(quantity, again);
-            prop_assert_eq!(quantity.to_string(), again.to_string());
+            // As upstream: a binary amount that is no multiple of 1024 prints as plain digits, which read back as decimal.
+            let settled = Quantity::parse(&again.to_string()).unwrap();
+            prop_assert_eq!(settled, again);
+            prop_assert_eq!(settled.to_string(), again.to_string());
+            if quantity.format() == again.format() {
+                prop_assert_eq!(quantity.to_string(), again.to_string());
+            }
         }
     }
 }
