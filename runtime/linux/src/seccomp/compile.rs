@@ -182,7 +182,12 @@ fn add(block: &mut BTreeMap<u32, Decision>, number: u32, rule: &LinuxSyscall, ac
 }
 
 /// Call numbers as ranges, each from its first number to the next range's, that cover everything.
+///
+/// x86_64 and x32, which share a block, each end at their own last number.
 fn ranges(decisions: &BTreeMap<u32, Decision>, default: u32) -> Vec<(u32, Decision)> {
+    let enosys = ERRNO | u32::try_from(libc::ENOSYS).unwrap_or(38);
+    let refuses = !matches!(default, ALLOW | LOG) && default & 0xffff_0000 != TRACE;
+    let beyond = if refuses { enosys } else { default };
     let mut ranges: Vec<(u32, Decision)> = Vec::new();
     let push = |ranges: &mut Vec<(u32, Decision)>, from: u32, decision: Decision| match ranges.last() {
         Some((_, last)) if *last == decision => {}
@@ -190,16 +195,17 @@ fn ranges(decisions: &BTreeMap<u32, Decision>, default: u32) -> Vec<(u32, Decisi
     };
     let mut next = 0;
     for (number, decision) in decisions {
+        if next > 0 && next <= X32_BIT && *number >= X32_BIT {
+            push(&mut ranges, next, Decision::Always(beyond));
+            next = X32_BIT;
+        }
         if *number > next {
             push(&mut ranges, next, Decision::Always(default));
         }
         push(&mut ranges, *number, decision.clone());
         next = number + 1;
     }
-    let enosys = ERRNO | u32::try_from(libc::ENOSYS).unwrap_or(38);
-    let refuses = !matches!(default, ALLOW | LOG) && default & 0xffff_0000 != TRACE;
-    let beyond = if refuses && !decisions.is_empty() { enosys } else { default };
-    push(&mut ranges, next, Decision::Always(beyond));
+    push(&mut ranges, next, Decision::Always(if decisions.is_empty() { default } else { beyond }));
     ranges
 }
 

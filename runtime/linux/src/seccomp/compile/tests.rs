@@ -50,6 +50,24 @@ fn x32_has_its_own_numbers() {
     );
 }
 
+/// The usual profiles list both, so that a call newer than the profile must not fall between their numbers.
+#[test]
+fn calls_that_are_newer_than_the_profile_are_unknown_to_each_abi() {
+    let json = r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86","SCMP_ARCH_X32"],
+        "syscalls":[{"names":["read","write","mkdir"],"action":"SCMP_ACT_ALLOW"}]}"#;
+    let calls = [
+        (X86_64, 1, NONE, ALLOW),
+        (X86_64, 2, NONE, ERRNO | 1),
+        (X86_64, 83, NONE, ALLOW),
+        (X86_64, 84, NONE, ERRNO | 38),
+        (X86_64, 1000, NONE, ERRNO | 38),
+        (X86_64, X32_BIT | 1, NONE, ALLOW),
+        (X86_64, X32_BIT | 2, NONE, ERRNO | 1),
+        (X86_64, X32_BIT | 1000, NONE, ERRNO | 38),
+    ];
+    check(json, &calls);
+}
+
 #[test]
 fn every_operator_on_both_halves() {
     for (operator, two, matching, missing) in [
