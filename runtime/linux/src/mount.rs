@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags};
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::syscall::{check, check_fd, path as c_path};
@@ -279,10 +281,12 @@ fn classic_overlay(overlay: &Overlay, target: &Path) -> Result<(), Errno> {
 
 /// Makes the directory of `new_root` the root, and lets go of the old one. `EINVAL` where the host's root is an initramfs.
 pub fn pivot_root(new_root: impl AsFd) -> Result<(), Errno> {
+    let old_root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     nix::unistd::fchdir(new_root)?;
     // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and is what "." unmounts.
     nix::unistd::pivot_root(".", ".")?;
-    // The old root must not hand our unmount on to the host.
+    // The old root must not hand our unmount on to the host. It alone: what the new one shares stays shared.
+    nix::unistd::fchdir(&old_root)?;
     nix::mount::mount(None::<&Path>, ".", None::<&Path>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&Path>)?;
     nix::mount::umount2(".", MntFlags::MNT_DETACH)?;
     nix::unistd::chdir("/")

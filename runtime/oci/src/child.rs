@@ -130,7 +130,23 @@ impl Child<'_> {
     }
 
     pub(crate) fn join_namespaces(&mut self) -> Result<(), Errno> {
-        for join in self.joins.drain(..) {
+        let mut joins = std::mem::take(&mut self.joins);
+        if joins.iter().any(|join| join.flags == namespace::Kind::User.flag()) {
+            // One that does not belong to the user namespace can be joined from outside only, and only by who has rights there.
+            let is_left = |join: &Join| match namespace::join(&join.fd, join.flags) {
+                Ok(()) => Ok(false),
+                Err(Errno::EPERM) => Ok(true),
+                Err(errno) => Err(errno),
+            };
+            let mut left = Vec::new();
+            for join in joins {
+                if join.flags == namespace::Kind::User.flag() || is_left(&join)? {
+                    left.push(join);
+                }
+            }
+            joins = left;
+        }
+        for join in joins {
             namespace::join(&join.fd, join.flags)?;
         }
         if let Some(root) = self.chroot.take() {
@@ -155,6 +171,8 @@ struct Held {
     root_has_path: bool,
     proc: Option<Proc>,
     null: Option<OwnedFd>,
+    /// Mounts that are to be read-only, and are not yet.
+    writable: Vec<OwnedFd>,
     mask: Option<OwnedFd>,
     program: Option<CString>,
     /// `HOME=...`, where the configuration has none.
@@ -347,6 +365,7 @@ fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
         Step::Exec => exec(child, held)?,
         Step::Propagation(_)
         | Step::EnsureDirectory(_)
+        | Step::MountsReadonly
         | Step::RootBind { .. }
         | Step::RootOverlay(_)
         | Step::RootDirectory(_)
@@ -416,7 +435,11 @@ fn run_hooks(moment: Moment, child: &mut Child<'_>, held: &Held) -> Done {
         child.environment.iter().filter(|variable| *variable != "HOME=").cloned().chain(home).collect();
     let (kind, list, around) = match moment {
         Moment::CreateContainer => {
-            let around = Surroundings { directory: Some(&child.state.bundle), environment: None };
+            // As with runc, such a hook begins in the container's root, which is not `/` yet.
+            if let Some(root) = &held.root {
+                nix::unistd::fchdir(root)?;
+            }
+            let around = Surroundings { directory: None, environment: None };
             (HookKind::CreateContainer, all.create_container(), around)
         }
         Moment::StartContainer => {

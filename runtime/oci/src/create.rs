@@ -377,6 +377,11 @@ impl Conversation<'_> {
                     self.runtime_hooks()?;
                     sync::send_order(self.sync, Order::HooksDone).map_err(parent("go on after hooks"))?;
                 }
+                Ok(Some(Report::NeedIds { source, tree })) => {
+                    let source = usize::try_from(source).unwrap_or(usize::MAX);
+                    sources::map_ids_of(self.plan, source, &tree)?;
+                    sync::send_order(self.sync, Order::IdsMapped).map_err(parent("go on after mapping ids"))?;
+                }
                 Ok(Some(Report::Spawned { .. })) => return Err(parent("set up the container")(Errno::EPROTO)),
                 Ok(None) | Err(Errno::EPIPE) => return Err(Error::ChildVanished(String::new())),
                 Err(errno) => return Err(parent("set up the container")(errno)),

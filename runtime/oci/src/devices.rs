@@ -69,8 +69,8 @@ fn make_here(node: &DeviceNode, uid: u32, gid: u32) -> Result<OwnedFd, Errno> {
     Ok(copy)
 }
 
-/// A device is all that a node's mount is for.
+/// A device is all that a node's mount is for; what the container mounts over it is none of the host's business.
 pub(crate) fn restrict(tree: &OwnedFd) -> Result<(), Errno> {
-    let set = attribute::NOSUID | attribute::NOEXEC;
-    mount::set_attributes(tree, Reach::One, &Change { set, ..Change::default() })
+    let (set, propagation) = (attribute::NOSUID | attribute::NOEXEC, MsFlags::MS_PRIVATE.bits());
+    mount::set_attributes(tree, Reach::One, &Change { set, propagation, ..Change::default() })
 }

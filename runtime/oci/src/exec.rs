@@ -166,7 +166,7 @@ fn hold(
             Ok(Some(Report::Failed(fault))) => return Err(child_error(&fault, setup, start)),
             Ok(None) | Err(Errno::EPIPE) if is_ready => return Ok(console),
             Ok(None) | Err(Errno::EPIPE) => return Err(Error::ChildVanished("killed".to_owned())),
-            Ok(Some(Report::NeedHooks | Report::Spawned { .. } | Report::Done { .. })) => {
+            Ok(Some(Report::NeedHooks | Report::NeedIds { .. } | Report::Spawned { .. } | Report::Done { .. })) => {
                 return Err(parent("exec")(Errno::EPROTO));
             }
             Err(errno) => return Err(parent("exec")(errno)),

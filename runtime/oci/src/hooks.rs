@@ -6,9 +6,9 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use nix::poll::PollTimeout;
 use oci_spec::runtime::Hook;
@@ -166,9 +166,11 @@ fn run_one(call: &Call<'_>, state: &[u8]) -> Result<(), Error> {
             _ => {}
         }
     }
+    // Without a limit there is nothing to watch, and a container's filter need not allow it.
+    let has_limit = hook.timeout().is_some();
     let pid = i32::try_from(child.id()).unwrap_or_default();
-    let ended = pidfd::open(pid).and_then(|pidfd| pidfd::wait_ended(&pidfd, timeout));
-    if ended == Ok(false) {
+    let ended = || pidfd::open(pid).and_then(|pidfd| pidfd::wait_ended(&pidfd, timeout));
+    if has_limit && ended() == Ok(false) {
         // Both can only fail for a process that has just ended by itself.
         let _ended = child.kill();
         let _reaped = child.wait();
@@ -178,8 +180,15 @@ fn run_one(call: &Call<'_>, state: &[u8]) -> Result<(), Error> {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => match status.code() {
             Some(code) => Err(Error::ExitCode { kind, index, path: path(), code }),
-            None => Err(call.failed(&status)),
+            None => Err(call.failed(&signalled(status))),
         },
         Err(error) => Err(call.failed(&error)),
+    }
+}
+
+fn signalled(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(nix::libc::SIGSYS) => "bad system call: the container's seccomp filter forbids it".to_owned(),
+        _ => status.to_string(),
     }
 }

@@ -85,6 +85,8 @@ pub(crate) enum Opener {
     Runtime,
     /// The container's process, when its turn comes, so that the mount table has the order of the configuration.
     Process,
+    /// The same, below the container's root: what earlier entries have mounted there is part of it.
+    Root,
 }
 
 impl Source {
@@ -169,6 +171,16 @@ impl Plan {
 
     fn enter(&mut self, spec: &Spec, context: &Context<'_>) -> Result<(), Error> {
         self.setup.push(Step::Session);
+        if self.namespaces.is_new(LinuxNamespaceType::Time) {
+            // Before the user changes: the file of the offsets is its maker's.
+            self.setup.push(Step::TimeNamespace(namespaces::time_offsets(spec)?));
+        } else if spec
+            .linux()
+            .as_ref()
+            .is_some_and(|linux| linux.time_offsets().as_ref().is_some_and(|all| !all.is_empty()))
+        {
+            return Err(invalid("linux.timeOffsets", "needs a new time namespace in linux.namespaces"));
+        }
         if let Some(name) = &context.keyring {
             self.setup.push(Step::Keyring(name.clone()));
         }
@@ -180,15 +192,6 @@ impl Plan {
         }
         if self.namespaces.is_new(LinuxNamespaceType::Cgroup) {
             self.setup.push(Step::CgroupNamespace);
-        }
-        if self.namespaces.is_new(LinuxNamespaceType::Time) {
-            self.setup.push(Step::TimeNamespace(namespaces::time_offsets(spec)?));
-        } else if spec
-            .linux()
-            .as_ref()
-            .is_some_and(|linux| linux.time_offsets().as_ref().is_some_and(|all| !all.is_empty()))
-        {
-            return Err(invalid("linux.timeOffsets", "needs a new time namespace in linux.namespaces"));
         }
         if let Some(adjustment) = spec.process().as_ref().and_then(|process| process.oom_score_adj()) {
             self.setup.push(Step::OomScoreAdjust(adjustment));

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use oci_spec::runtime::LinuxNamespaceType;
 use runtime_linux::idmap;
 use runtime_linux::mount::{self, Change, Reach, Tree, attribute};
+use runtime_linux::namespace::{self, Kind};
 
 use crate::create::parent;
 use crate::devices;
@@ -24,14 +25,14 @@ pub(crate) fn open(plan: &Plan) -> Result<Vec<Option<OwnedFd>>, Error> {
         }
         let mapping = id_mapping(plan, index);
         let is_process_root = plan.namespaces.is_new(LinuxNamespaceType::User) && mapping.is_none();
-        if source.by == Opener::Process {
+        if source.by != Opener::Runtime {
             opened.push(None);
             continue;
         }
         match open_one(source) {
             Ok(tree) => {
                 if let Some(mapping) = mapping {
-                    map_ids(&tree, mapping)?;
+                    map_ids(&tree, mapping, plan)?;
                 }
                 opened.push(Some(tree));
             }
@@ -47,6 +48,12 @@ pub(crate) fn open_one(source: &Source) -> Result<OwnedFd, Errno> {
     let tree = if source.recursive { Tree::CloneRecursive } else { Tree::Clone };
     let open = if source.follow { mount::open_tree } else { mount::open_tree_nofollow };
     open(nix::fcntl::AT_FDCWD, &source.path, tree)
+}
+
+fn joined_user_namespace(plan: &Plan) -> Result<OwnedFd, Error> {
+    let joined = plan.namespaces.join.iter().find(|(kind, _)| *kind == Kind::User);
+    let (_, path) = joined.ok_or_else(|| parent("find the user namespace of an id-mapped mount")(Errno::ENOENT))?;
+    namespace::open_path(path).map_err(parent(format!("open user namespace {}", path.display())))
 }
 
 fn device(plan: &Plan, source: usize) -> Option<&DeviceNode> {
@@ -79,10 +86,18 @@ fn id_mapping(plan: &Plan, source: usize) -> Option<&IdMapping> {
     })
 }
 
+/// The same for a tree that the container's process has opened and may not map.
+pub(crate) fn map_ids_of(plan: &Plan, source: usize, tree: &OwnedFd) -> Result<(), Error> {
+    let mapping = id_mapping(plan, source).ok_or_else(|| parent("map the ids of a bind mount")(Errno::EPROTO))?;
+    map_ids(tree, mapping, plan)
+}
+
 /// While the tree is detached, and by who has rights over its file system: the container's own root may have none.
-fn map_ids(tree: &OwnedFd, mapping: &IdMapping) -> Result<(), Error> {
-    let namespace =
-        idmap::user_namespace(&mapping.maps).map_err(parent("make a user namespace for an id-mapped mount"))?;
+fn map_ids(tree: &OwnedFd, mapping: &IdMapping, plan: &Plan) -> Result<(), Error> {
+    let namespace = match &mapping.maps {
+        Some(maps) => idmap::user_namespace(maps).map_err(parent("make a user namespace for an id-mapped mount"))?,
+        None => joined_user_namespace(plan)?,
+    };
     let reach = if mapping.recursive { Reach::Recursive } else { Reach::One };
     let change = Change { set: attribute::IDMAP, user_namespace: Some(namespace.as_fd()), ..Change::default() };
     mount::set_attributes(tree, reach, &change)

@@ -130,11 +130,18 @@ fn between(spawn: &Spawn, child: &mut Child<'_>) -> Result<Cloned, Errno> {
     let mut keep = child.descriptors();
     keep.extend(spawn.pid_namespace.as_ref().map(AsRawFd::as_raw_fd));
     process::close_all_but(&keep)?;
+    // setns(2): nobody in the PID namespace sees this process itself, only its children. Tried first, since it may be the host's, which
+    // from inside a user namespace cannot be joined any more.
+    let join = || spawn.pid_namespace.as_ref().map_or(Ok(()), |target| namespace::join(target, Kind::Pid.flag()));
+    let is_joined = match join() {
+        Err(Errno::EPERM) => false,
+        other => other.map(|()| true)?,
+    };
     child.join_namespaces()?;
-    // The PID namespace last: who lives in it sees a child that has nothing of the host's any more, neither its mounts nor its
-    // descriptors, for CAP_SYS_PTRACE reaches also what is not dumpable.
-    if let Some(target) = &spawn.pid_namespace {
-        namespace::join(target, Kind::Pid.flag())?;
+    if !is_joined {
+        join()?;
     }
+    // The clone last: who lives there sees a child that has nothing of the host's any more, neither its mounts nor its descriptors, for
+    // CAP_SYS_PTRACE reaches also what is not dumpable.
     clone(spawn.flags | CLONE_PARENT, None)
 }

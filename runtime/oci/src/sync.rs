@@ -20,6 +20,8 @@ pub(crate) enum Order {
     HooksDone,
     /// The record says that you exist: wait for start.
     Commit,
+    /// The ids of a tree are mapped.
+    IdsMapped,
     /// To a process that is being watched: on to the next step.
     Continue,
 }
@@ -33,6 +35,11 @@ pub(crate) enum Report {
         pidfd: OwnedFd,
     },
     NeedHooks,
+    /// A detached tree, by its source's place in the plan, whose ids only the runtime may map.
+    NeedIds {
+        source: u32,
+        tree: OwnedFd,
+    },
     Console(OwnedFd),
     Warning(String),
     Failed(Fault),
@@ -61,6 +68,7 @@ pub(crate) fn send_order(socket: impl AsFd, order: Order) -> Result<(), Errno> {
     message[0] = match order {
         Order::Go(_) => b'G',
         Order::HooksDone => b'H',
+        Order::IdsMapped => b'I',
         Order::Commit => b'K',
         Order::Continue => b'C',
     };
@@ -76,6 +84,7 @@ pub(crate) fn receive_order(socket: impl AsFd) -> Result<Order, Errno> {
     match (message[0], length) {
         (b'G', 5) => Ok(Order::Go(i32::from_ne_bytes([message[1], message[2], message[3], message[4]]))),
         (b'H', 5) => Ok(Order::HooksDone),
+        (b'I', 5) => Ok(Order::IdsMapped),
         (b'K', 5) => Ok(Order::Commit),
         (b'C', 5) => Ok(Order::Continue),
         (_, 0) => Err(Errno::EPIPE),
@@ -93,6 +102,11 @@ pub(crate) fn send_report(socket: impl AsFd, report: &Report) -> Result<(), Errn
             descriptors.push(pidfd.as_fd());
         }
         Report::NeedHooks => message.push(b'H'),
+        Report::NeedIds { source, tree } => {
+            message.push(b'I');
+            message.extend(source.to_ne_bytes());
+            descriptors.push(tree.as_fd());
+        }
         Report::Console(master) => {
             message.push(b'C');
             descriptors.push(master.as_fd());
@@ -132,6 +146,7 @@ pub(crate) fn receive_report(socket: impl AsFd) -> Result<Option<Report>, Errno>
     Ok(Some(match tag {
         b'P' => Report::Spawned { pid: number(0)?, pidfd: descriptors.pop().ok_or(Errno::EPROTO)? },
         b'H' => Report::NeedHooks,
+        b'I' => Report::NeedIds { source: number(0)?.cast_unsigned(), tree: descriptors.pop().ok_or(Errno::EPROTO)? },
         b'C' => Report::Console(descriptors.pop().ok_or(Errno::EPROTO)?),
         b'W' => Report::Warning(text(0)),
         b'F' => Report::Failed(Fault { step: number(0)?.cast_unsigned(), errno: number(4)?, detail: text(8) }),
@@ -162,7 +177,7 @@ mod tests {
     #[test]
     fn messages_come_as_they_went() {
         let (left, right) = runtime_linux::local_socket::pair().expect("pair");
-        for order in [Order::Go(7), Order::HooksDone, Order::Commit, Order::Continue] {
+        for order in [Order::Go(7), Order::HooksDone, Order::IdsMapped, Order::Commit, Order::Continue] {
             send_order(&left, order).expect("send");
             assert_eq!(receive_order(&right), Ok(order));
         }

@@ -13,9 +13,10 @@ use nix::libc::O_NONBLOCK;
 /// Longer files are read so far; a user behind that has no home.
 const PASSWD_BYTES_MAX: u64 = 1 << 20;
 
-/// `HOME=/...`; `None` where the environment has one.
+/// `HOME=/...`; `None` where the environment has one: of several the last holds, and an empty one is none.
 pub(super) fn variable(environment: &[String]) -> Option<CString> {
-    if environment.iter().any(|variable| variable.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
+    let given = environment.iter().rev().find_map(|variable| variable.strip_prefix("HOME="));
+    if given.is_some_and(|home| !home.is_empty()) {
         return None;
     }
     let uid = nix::unistd::getuid().as_raw();
@@ -56,6 +57,8 @@ mod tests {
         assert_eq!(variable(&["A=1".to_owned(), "HOME=/x".to_owned()]), None);
         // runc's reading: nobody's home is nowhere.
         assert!(variable(&["HOME=".to_owned()]).is_some());
+        assert!(variable(&["HOME=/x".to_owned(), "HOME=".to_owned()]).is_some());
+        assert_eq!(variable(&["HOME=".to_owned(), "HOME=/x".to_owned()]), None);
         assert!(variable(&[]).is_some_and(|home| home.as_bytes().starts_with(b"HOME=/")));
     }
 }

@@ -5,8 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::stat::{Mode, SFlag, fstat, makedev, stat, umask};
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, faccessat};
 use runtime_linux::capability::{self, Set, Sets};
 use runtime_linux::{process, rlimit};
 
@@ -210,5 +211,6 @@ fn runnable(path: &Path) -> Result<(), Errno> {
     if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
         return Err(Errno::EACCES);
     }
-    access(path, AccessFlags::X_OK)
+    // By the effective user with its capabilities, as execve(2) will see it; access(2) leaves those of who is not root out.
+    faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS)
 }

@@ -12,8 +12,9 @@ use runtime_linux::mount::{self, Change, Filesystem, Overlay, Reach, Tree, attri
 use runtime_linux::rooted::Root;
 
 use super::{Child, Done, Held, Refusal, copy_up, devices};
-use crate::plan::{BindMount, CgroupMount, Data, FilesystemMount, MountAttributes, MountStep, Step};
+use crate::plan::{BindMount, CgroupMount, Data, FilesystemMount, MountAttributes, MountStep, Opener, Step};
 use crate::sources;
+use crate::sync::{self, Order, Report};
 
 /// Mode of directories that are made as mount points.
 const DIRECTORY: Mode = Mode::from_bits_truncate(0o755);
@@ -31,6 +32,12 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
             MountStep::Cgroup(cgroup) => cgroup_mount(destination, attributes, cgroup, child, held)?,
             MountStep::Remount { superblock } => remount(destination, attributes, superblock.as_deref(), held)?,
         },
+        Step::MountsReadonly => {
+            for mount in held.writable.drain(..) {
+                let change = Change { set: attribute::RDONLY, ..Change::default() };
+                mount::set_attributes(&mount, Reach::One, &change)?;
+            }
+        }
         Step::EnsureDirectory(path) => ensure_directory(path, held)?,
         Step::PivotRoot => match mount::pivot_root(root(held)?) {
             // pivot_root(2): the host's root is its initramfs, which cannot be left.
@@ -38,7 +45,7 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
             other => other?,
         },
         Step::Chroot => chroot(held)?,
-        Step::RootPropagation(flag) => mount::set_root_propagation(MsFlags::from_bits_truncate(*flag))?,
+        Step::RootPropagation(flag) => root_propagation(MsFlags::from_bits_truncate(*flag))?,
         Step::RootReadonly => {
             let change = Change { set: attribute::RDONLY, ..Change::default() };
             mount::set_attributes(root(held)?, Reach::One, &change)?;
@@ -73,12 +80,44 @@ fn propagation(flag: u64) -> Done {
     Ok(mount::set_root_propagation(flags | MsFlags::MS_REC)?)
 }
 
+/// What is to be shared is so with the container's own only: as runc, the root is no slave of the host's any more.
+fn root_propagation(flags: MsFlags) -> Done {
+    if flags.contains(MsFlags::MS_SHARED) {
+        mount::set_root_propagation(MsFlags::MS_PRIVATE)?;
+    }
+    Ok(mount::set_root_propagation(flags)?)
+}
+
 pub(super) fn take(source: usize, child: &mut Child<'_>) -> Result<OwnedFd, Refusal> {
     if let Some(tree) = child.sources.get_mut(source).and_then(Option::take) {
         return Ok(tree);
     }
     let source = child.source_paths.get(source).ok_or(Errno::ENOENT)?;
     sources::open_one(source).map_err(|errno| Refusal::said(errno, format!("open {}", source.path.display())))
+}
+
+/// The tree of a bind mount, its ids mapped.
+fn bind_source(bind: &BindMount, child: &mut Child<'_>, held: &Held) -> Result<OwnedFd, Refusal> {
+    let source = child.source_paths.get(bind.source).ok_or(Errno::ENOENT)?;
+    if source.by != Opener::Root {
+        return take(bind.source, child);
+    }
+    let flags = OFlag::O_PATH | if source.follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+    let said = |errno: Errno| Refusal::said(errno, format!("open {} of the container", source.path.display()));
+    let found = root(held)?.open(&source.path, flags).map_err(said)?;
+    let reach = if source.recursive { Tree::CloneRecursive } else { Tree::Clone };
+    let tree = mount::open_tree(found.as_fd(), Path::new(""), reach).map_err(said)?;
+    if bind.idmap.is_none() {
+        return Ok(tree);
+    }
+    // It takes rights over the file system, which the root of a user namespace lacks.
+    let number = u32::try_from(bind.source).map_err(|_| Errno::EOVERFLOW)?;
+    let copy = tree.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+    sync::send_report(&child.sync, &Report::NeedIds { source: number, tree: copy })?;
+    match sync::receive_order(&child.sync)? {
+        Order::IdsMapped => Ok(tree),
+        other => Err(Refusal::words(format!("expected the ids to be mapped, was told {other:?}"))),
+    }
 }
 
 fn root_bind(source: usize, at: Option<&Path>, child: &mut Child<'_>, held: &mut Held) -> Done {
@@ -145,6 +184,9 @@ fn set_attributes(tree: impl AsFd, attributes: &MountAttributes) -> Result<(), E
 
 fn filesystem(destination: &Path, attributes: &MountAttributes, mount: &FilesystemMount, held: &mut Held) -> Done {
     let root = root(held)?;
+    let has_mode = mount.data.iter().any(|data| matches!(data, Data::Value(key, _) if key == "mode"));
+    let directory = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let keeps_mode = mount.kind == "tmpfs" && !has_mode && root.open(destination, directory).is_ok();
     let target = if mount.kind == "proc" || mount.kind == "sysfs" {
         plain_dir(destination, root)?
     } else {
@@ -161,9 +203,8 @@ fn filesystem(destination: &Path, attributes: &MountAttributes, mount: &Filesyst
         filesystem.set("source", source).map_err(said)?;
     }
     configure(&filesystem, &mount.data).map_err(said)?;
-    let has_mode = mount.data.iter().any(|data| matches!(data, Data::Value(key, _) if key == "mode"));
-    if mount.kind == "tmpfs" && !has_mode {
-        // What was there keeps its mode.
+    if keeps_mode {
+        // What was there keeps its mode; what was not has the mode of any tmpfs.
         let mode = fstat(&target)?.st_mode & 0o7777;
         filesystem.set("mode", format!("{mode:o}")).map_err(said)?;
     }
@@ -178,6 +219,9 @@ fn filesystem(destination: &Path, attributes: &MountAttributes, mount: &Filesyst
         tree
     };
     mount::attach(&tree, &target)?;
+    if mount.readonly_at_last {
+        held.writable.push(tree.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?);
+    }
     if destination == Path::new("/") {
         // What comes after goes onto it.
         held.root = Some(Root::new(tree));
@@ -250,7 +294,7 @@ fn bind_mount(
     child: &mut Child<'_>,
     held: &mut Held,
 ) -> Done {
-    let tree = take(bind.source, child)?;
+    let tree = bind_source(bind, child, held)?;
     if destination == Path::new("/proc") && !runtime_linux::proc::is_root(&tree)? {
         return Err(Refusal::said(Errno::EPERM, "only a proc file system may be mounted on /proc"));
     }
@@ -303,7 +347,7 @@ fn cgroup_mount(
             Ok(mount::attach(&tree, &target)?)
         }
         CgroupMount::Bound { source } => {
-            let tree = take(*source, child)?;
+            let tree = host_cgroup(*source, child)?;
             set_attributes(&tree, attributes)?;
             Ok(mount::attach(&tree, &target)?)
         }
@@ -316,7 +360,7 @@ fn cgroup_mount(
             for (name, controllers, source) in hierarchies {
                 let at = top.ensure_dir(Path::new(name), DIRECTORY)?;
                 let mounted = match source {
-                    Some(source) => take(*source, child)?,
+                    Some(source) => host_cgroup(*source, child)?,
                     None => v1_hierarchy(controllers)
                         .map_err(|(errno, text)| Refusal::said(errno, format!("{name}: {text}")))?,
                 };
@@ -330,6 +374,14 @@ fn cgroup_mount(
             Ok(set_attributes(&top, attributes)?)
         }
     }
+}
+
+/// Where the host's mount is shared, the container's must not hand on what is mounted below it.
+fn host_cgroup(source: usize, child: &mut Child<'_>) -> Result<OwnedFd, Refusal> {
+    let tree = take(source, child)?;
+    let change = Change { propagation: MsFlags::MS_SLAVE.bits(), ..Change::default() };
+    mount::set_attributes(&tree, Reach::Recursive, &change)?;
+    Ok(tree)
 }
 
 fn v1_hierarchy(controllers: &str) -> Result<OwnedFd, (Errno, String)> {

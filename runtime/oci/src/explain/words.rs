@@ -127,6 +127,7 @@ pub(super) fn container(step: &Step, side: Side) -> Explained {
         | Step::RootOverlay(_)
         | Step::RootDirectory(_)
         | Step::EnsureDirectory(_)
+        | Step::MountsReadonly
         | Step::PivotRoot
         | Step::Chroot
         | Step::RootPropagation(_)
@@ -278,6 +279,12 @@ fn root(step: &Step) -> Words {
             "",
             "says whether mounts of the host below this root come in, and ours go out, as asked for by rootfsPropagation",
             "findmnt -N PID -o TARGET,PROPAGATION",
+        ),
+        Step::MountsReadonly => (
+            "mount_setattr(2) MOUNT_ATTR_RDONLY",
+            "",
+            "nodes and mount points had to be made in them first; now what was asked to be read-only is so",
+            "findmnt -N PID -O ro",
         ),
         Step::RootReadonly => (
             "mount_setattr(2) MOUNT_ATTR_RDONLY",

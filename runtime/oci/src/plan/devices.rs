@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, Spec};
 
-use super::steps::{DeviceNode, Step};
+use super::steps::{DeviceNode, MountStep, Step};
 use super::{Plan, Source, invalid};
 use crate::error::Error;
 
@@ -33,10 +33,9 @@ const MODE: u32 = 0o666;
 impl Plan {
     pub(super) fn devices(&mut self, spec: &Spec, linux: &Linux) -> Result<(), Error> {
         // A /dev that is bound from the host has its devices, and is not ours to change.
-        let bound = spec.mounts().iter().flatten().any(|mount| {
-            let is_dev = Path::new("/").join(mount.destination()).components().eq(Path::new("/dev").components());
-            let bind = |option: &String| option == "bind" || option == "rbind";
-            is_dev && (mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bind))
+        let bound = self.setup.iter().any(|step| match step {
+            Step::Mount { destination, mount: MountStep::Bind(_), .. } => destination == Path::new("/dev"),
+            _ => false,
         });
         if !bound {
             self.nodes(linux)?;

@@ -101,8 +101,11 @@ impl Plan {
         context: &Context<'_>,
         default: Option<u64>,
     ) -> Result<(), Error> {
+        let root = spec.root().as_ref().map(|root| plain(&context.bundle.join(root.path())));
+        // A destination in a root that is the host's own would be that root itself.
+        let root = root.as_deref().filter(|root| *root != Path::new("/"));
         for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-            self.mount(mount, default, context).map_err(|error| match error {
+            self.mount(mount, default, root, context).map_err(|error| match error {
                 Error::InvalidConfig { field, reason } => {
                     Error::InvalidConfig { field: format!("mounts[{index}].{field}"), reason }
                 }
@@ -114,6 +117,10 @@ impl Plan {
         if let Some(process) = spec.process().as_ref().filter(|process| process.cwd() != Path::new("/")) {
             self.setup.push(Step::EnsureDirectory(process.cwd().clone()));
         }
+        let is_left_writable = |step: &Step| matches!(step, Step::Mount { mount: MountStep::Filesystem(mount), .. } if mount.readonly_at_last);
+        if self.setup.iter().any(is_left_writable) {
+            self.setup.push(Step::MountsReadonly);
+        }
         Ok(())
     }
 
@@ -122,12 +129,19 @@ impl Plan {
         self.sources.len() - 1
     }
 
-    fn mount(&mut self, mount: &Mount, default_propagation: Option<u64>, context: &Context<'_>) -> Result<(), Error> {
+    fn mount(
+        &mut self,
+        mount: &Mount,
+        default_propagation: Option<u64>,
+        root: Option<&Path>,
+        context: &Context<'_>,
+    ) -> Result<(), Error> {
         let destination = Path::new("/").join(mount.destination());
         if destination.components().any(|component| component == Component::ParentDir) {
             return Err(invalid("destination", "must not hold .."));
         }
-        let destination: PathBuf = destination.components().collect();
+        // As with runc, a place in the root as the host names it is the same place as the container names it.
+        let destination = root.and_then(|root| below(&destination, root)).unwrap_or_else(|| plain(&destination));
         let mut options = Options::parse(mount.options().as_deref().unwrap_or(&[]));
         let kind = mount.typ().as_deref().unwrap_or("");
         let is_bind = options.bind.is_some() || kind == "bind" || kind == "none";
@@ -142,7 +156,13 @@ impl Plan {
             let source = mount.source().as_ref().ok_or_else(|| invalid("source", "a bind mount needs one"))?;
             let idmap = self.idmap(mount, options.idmap)?;
             let path = context.bundle.join(source);
-            let by = self.opener(&path, &options, default_propagation, idmap.is_some());
+            let (path, by) = match root.and_then(|root| below(&path, root)) {
+                Some(inside) => (inside, Opener::Root),
+                None => {
+                    let by = self.opener(&path, &options, default_propagation, idmap.is_some());
+                    (path, by)
+                }
+            };
             if let Some(propagation) = default_propagation {
                 options.attributes.propagation.insert(0, (propagation, true));
             }
@@ -175,11 +195,18 @@ impl Plan {
             if let Some(label) = context.mount_label.filter(|_| takes_label(kind)) {
                 options.data.push(Data::Value("context".to_owned(), label.to_owned()));
             }
+            // What lies on it is made afterwards: mount points of other entries, devices.
+            let readonly_at_last = (kind == "tmpfs" || destination == Path::new("/dev"))
+                && options.attributes.set & attribute::RDONLY != 0;
+            if readonly_at_last {
+                options.attributes.set &= !attribute::RDONLY;
+            }
             MountStep::Filesystem(FilesystemMount {
                 kind: kind.to_owned(),
                 source: mount.source().as_ref().map(|source| source.to_string_lossy().into_owned()),
                 data: options.data,
                 copy_up,
+                readonly_at_last,
             })
         };
         self.setup.push(Step::Mount { destination, attributes: options.attributes, mount: step });
@@ -234,12 +261,15 @@ impl Plan {
             (true, _) if maps.uids.is_empty() || maps.gids.is_empty() => {
                 Err(invalid("uidMappings", "uidMappings and gidMappings come together"))
             }
-            (true, _) => Ok(Some(IdMapping { maps, recursive })),
+            (true, _) => Ok(Some(IdMapping { maps: Some(maps), recursive })),
             // runtime-spec 1.3, "idmap": without mappings of its own, the container's user namespace's.
             (false, Some(_)) if !self.namespaces.maps.uids.is_empty() => {
-                Ok(Some(IdMapping { maps: self.namespaces.maps.clone(), recursive }))
+                Ok(Some(IdMapping { maps: Some(self.namespaces.maps.clone()), recursive }))
             }
-            (false, Some(_)) => Err(invalid("options", "idmap needs mappings, or a new user namespace that has them")),
+            (false, Some(_)) if self.namespaces.has(LinuxNamespaceType::User) => {
+                Ok(Some(IdMapping { maps: None, recursive }))
+            }
+            (false, Some(_)) => Err(invalid("options", "idmap needs mappings, or a user namespace that has them")),
         }
     }
 
@@ -286,6 +316,18 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Without `.` and doubled slashes; no symlink is looked at.
+fn plain(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
+/// A path of the host as the container sees it, where it lies in the container's root.
+fn below(path: &Path, root: &Path) -> Option<PathBuf> {
+    let path = plain(path);
+    let leaves = path.components().any(|component| component == Component::ParentDir);
+    path.strip_prefix(root).ok().filter(|_| !leaves).map(|rest| plain(&Path::new("/").join(rest)))
 }
 
 /// Whether the file system takes an SELinux context at all; those of the kernel itself label their files by policy.

@@ -67,15 +67,21 @@ pub(crate) fn process_steps(
     }
     setup.push(Step::WorkingDirectory(process.cwd().clone()));
     setup.push(Step::FindProgram);
-    // After the hooks, which get nothing of the caller's, and before the filter, which need not allow it.
-    if !context.preserve_fds.is_empty() {
-        start.push(Step::KeepDescriptors(context.preserve_fds.to_vec()));
-    }
+    let keep = (!context.preserve_fds.is_empty()).then(|| Step::KeepDescriptors(context.preserve_fds.to_vec()));
+    let mut filtered = Vec::new();
     if let Some(filter) = filter {
-        start.push(Step::Seccomp(Box::new(filter)));
+        filtered.push(Step::Seccomp(Box::new(filter)));
         if keep_admin {
-            start.push(Step::FinalCapabilities(wanted));
+            filtered.push(Step::FinalCapabilities(wanted));
         }
+    }
+    // A startContainer hook may be the image's own program, so it runs under the filter, as with runc. The descriptors come after the
+    // hooks, which get nothing of the caller's, and else before the filter, which need not allow it.
+    if start.is_empty() {
+        start.extend(keep.into_iter().chain(filtered));
+    } else {
+        start.splice(0..0, filtered);
+        start.extend(keep);
     }
     start.push(Step::Exec);
     Ok(())

@@ -39,7 +39,8 @@ pub(crate) enum Data {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IdMapping {
-    pub maps: Maps,
+    /// `None`: those of the user namespace that the container joins.
+    pub maps: Option<Maps>,
     pub recursive: bool,
 }
 
@@ -50,6 +51,8 @@ pub(crate) struct FilesystemMount {
     pub data: Vec<Data>,
     /// tmpfs: starts with a copy of what it hides.
     pub copy_up: bool,
+    /// Read-only, but not before everything in it is made; see `Step::MountsReadonly`.
+    pub readonly_at_last: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +139,8 @@ pub(crate) enum Step {
         columns: u16,
         rows: u16,
     },
+    /// What was mounted for reading only and had to be written to until here: `/dev`, and what other mounts lie in.
+    MountsReadonly,
     /// A directory of the container that is made where it is missing.
     EnsureDirectory(PathBuf),
     RuntimeHooks,
@@ -239,6 +244,7 @@ impl fmt::Display for Step {
             Self::Device(node) => write!(f, "create device {}", node.path.display()),
             Self::Link(path, target) => write!(f, "link {} to {}", path.display(), target.display()),
             Self::Console { .. } => f.write_str("open a terminal"),
+            Self::MountsReadonly => f.write_str("make mounts read-only"),
             Self::EnsureDirectory(path) => write!(f, "make directory {} where it is missing", path.display()),
             Self::RuntimeHooks => f.write_str("run prestart and createRuntime hooks"),
             Self::Hooks(Moment::CreateContainer) => f.write_str("run createContainer hooks"),

@@ -211,3 +211,69 @@ fn without_a_mount_namespace_mounts_end_with_the_container() {
     world.config["linux"]["maskedPaths"] = json!(["/proc/keys"]);
     assert!(world.run().bad().contains("need a mount namespace"));
 }
+
+#[test]
+fn a_tmpfs_has_the_mode_of_what_it_hides_or_its_own() {
+    let mut world = shell("stat -c %a /hidden /made/below");
+    let hidden = world.rootfs().join("hidden");
+    std::fs::create_dir(&hidden).expect("mkdir");
+    std::fs::set_permissions(&hidden, std::os::unix::fs::PermissionsExt::from_mode(0o750)).expect("chmod");
+    for destination in ["/hidden", "/made/below"] {
+        mount(&mut world, json!({"destination": destination, "type": "tmpfs", "source": "tmpfs"}));
+    }
+    assert_eq!(world.run().good(), "750\n1777\n");
+}
+
+#[test]
+fn a_read_only_tmpfs_is_so_when_everything_is_in_it() {
+    let script = "echo x > /dev/null && echo null; touch /dev/x || echo refused; touch /deep/x || echo refused; touch /deep/own/x && echo made";
+    let mut world = shell(script);
+    let mounts = world.config["mounts"].as_array_mut().expect("mounts");
+    for entry in mounts.iter_mut().filter(|entry| entry["destination"] == "/dev") {
+        entry["options"].as_array_mut().expect("options").push(json!("ro"));
+    }
+    mount(&mut world, json!({"destination": "/deep", "type": "tmpfs", "source": "tmpfs", "options": ["ro"]}));
+    mount(&mut world, json!({"destination": "/deep/own", "type": "tmpfs", "source": "tmpfs"}));
+    assert_eq!(world.run().good(), "null\nrefused\nrefused\nmade\n");
+    world.assert_gone();
+}
+
+/// A source in the container's root has what earlier entries mounted there, and a destination there is the same place as inside.
+#[test]
+fn a_source_in_the_root_is_as_the_container_has_it_by_then() {
+    for (user, idmap) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut world = shell("cat /copy/inner/file; stat -c %u /copy/inner/file");
+        for name in ["outer", "inner"] {
+            let dir = world.path(name);
+            std::fs::create_dir(&dir).expect("mkdir");
+            std::fs::write(dir.join("file"), name).expect("write");
+            // By the maps both come to be the host's 100007, the one by the mount.
+            let owner = if idmap { 7 } else { 100_007 };
+            std::os::unix::fs::chown(dir.join("file"), Some(owner), None).expect("chown");
+        }
+        let (mnt, copy) = (world.rootfs().join("mnt"), world.rootfs().join("copy"));
+        for dir in [&world.path("outer/inner"), &mnt, &copy] {
+            std::fs::create_dir(dir).expect("mkdir");
+        }
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        let mut copy = json!({"destination": copy, "source": mnt, "options": ["rbind"]});
+        if user {
+            namespace(&mut world, json!({"type": "user"}));
+            world.config["linux"]["uidMappings"] = map.clone();
+            world.config["linux"]["gidMappings"] = map.clone();
+        }
+        if idmap {
+            copy["options"] = json!(["rbind", "ridmap"]);
+            copy["uidMappings"] = map.clone();
+            copy["gidMappings"] = map;
+        }
+        for (name, destination) in [("outer", "/mnt"), ("inner", "/mnt/inner")] {
+            let source = world.path(name);
+            mount(&mut world, json!({"destination": destination, "source": source, "options": ["rbind"]}));
+        }
+        mount(&mut world, copy);
+        let owner = if user { "7" } else { "100007" };
+        assert_eq!(world.run().good(), format!("inner{owner}\n"), "user namespace: {user}, id map: {idmap}");
+        world.assert_gone();
+    }
+}

@@ -24,6 +24,8 @@ fn an_empty_home_is_none() {
     assert_eq!(world.run().good(), "/root\nHOME=/root\n");
     world.config["process"]["env"] = json!(["PATH=/bin", "HOME=/own"]);
     assert_eq!(world.run().good(), "/own\nHOME=/own\n");
+    world.config["process"]["env"] = json!(["PATH=/bin", "HOME=/own", "HOME="]);
+    assert_eq!(world.run().good(), "/root\nHOME=/root\n");
     world.config["process"]["env"] = json!(["PATH=/bin"]);
     world.config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
     world.config["hooks"]["startContainer"] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", "echo hook $HOME"] }]);
@@ -55,4 +57,43 @@ fn an_ambient_capability_that_cannot_be_is_told_of() {
         said.err.contains("can't raise ambient capability CAP_CHOWN: ") && !said.err.contains("CAP_KILL"),
         "{said:?}"
     );
+}
+
+#[test]
+fn a_program_runs_by_capability_where_its_mode_forbids_it() {
+    let mut world = World::new(&["/bin/busybox", "true"]);
+    let program = world.rootfs().join("bin/busybox");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o744)).expect("chmod");
+    world.config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    assert!(world.run().bad().contains("permission denied"));
+    for set in ["bounding", "effective", "inheritable", "ambient", "permitted"] {
+        world.config["process"]["capabilities"][set] = json!(["CAP_DAC_OVERRIDE"]);
+    }
+    world.run().good();
+}
+
+/// It may be the image's own program.
+#[test]
+fn a_hook_in_the_container_is_under_its_filter() {
+    let mut world = World::new(&["echo", "program"]);
+    let profile = |action: &str| {
+        json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": action}],
+        })
+    };
+    world.config["hooks"]["startContainer"] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", "mkdir /tmp/made"] }]);
+    world.config["linux"]["seccomp"] = profile("SCMP_ACT_KILL");
+    world.config["process"]["rlimits"] = json!([{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]);
+    // Whether or not it takes CAP_SYS_ADMIN to load it.
+    for no_new_privileges in [true, false] {
+        world.config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        let err = world.run().bad();
+        assert!(err.contains("error running startContainer hook") && err.contains("bad system call"), "{err}");
+        assert!(!world.rootfs().join("tmp/made").exists());
+    }
+    world.config["hooks"]["startContainer"] =
+        json!([{ "path": "/bin/sh", "args": ["sh", "-c", "mkdir /tmp/made || echo refused"], "timeout": 60 }]);
+    world.config["linux"]["seccomp"] = profile("SCMP_ACT_ERRNO");
+    assert_eq!(world.run().good(), "refused\nprogram\n");
+    world.assert_gone();
 }

@@ -83,7 +83,7 @@ fn hooks_have_their_surroundings() {
     let hook = |words: &str| json!([{"path": "/bin/sh", "args": ["sh", "-c", format!("echo {words} >> {}", trace.display())]}]);
     world.config["hooks"]["createRuntime"] = hook("$PWD $PATH");
     // The container's mounts are where the bundle has its root.
-    world.config["hooks"]["createContainer"] = hook("$(test -e rootfs/proc/self && test ! -e /proc/self/nope && cat)");
+    world.config["hooks"]["createContainer"] = hook("$(test -e ./proc/self && test -e ./bin/busybox && cat)");
     world.config["hooks"]["startContainer"] =
         json!([{"path": "/bin/sh", "args": ["sh", "-c", "echo $TERM,$CARGO_MANIFEST_DIR"]}]);
     assert_eq!(world.run().good(), "xterm,\nmain\n");
