@@ -111,7 +111,9 @@ fn or_respelled<T: DeserializeOwned>(
     correct(&mut value, &mut said);
     // Through text again, so that there is one reader of configurations, not two. The first error names the line in what the user wrote.
     let second = serde_json::to_vec(&value).and_then(|text| typed(&text));
-    let Ok((typed, unknown)) = second else { return Err(error) };
+    let Ok((typed, unknown)) = second else {
+        return Err(refusal::why(&value).map_or(error, serde::de::Error::custom));
+    };
     said.extend(unknown);
     Ok((typed, said))
 }
@@ -134,6 +136,7 @@ fn typed<T: DeserializeOwned>(raw: &[u8]) -> Result<(T, Vec<String>), serde_json
     Ok((typed, warnings))
 }
 
+mod refusal;
 mod spelling;
 
 #[cfg(test)]

@@ -3,11 +3,17 @@
 //! An allow list with `ERRNO(EPERM)` for the rest and `ERRNO(ENOSYS)` for `clone3`, whose flags a filter cannot read (libc then falls
 //! back to `clone`). Calls that a capability guards anyway are let through only with that capability.
 
-use oci_spec::runtime::{Capability, LinuxSeccomp};
+use oci_spec::runtime::{Capability, LinuxSeccomp, Spec};
 
 /// The profile for a process with these bounding capabilities.
 pub fn default_profile(capabilities: &[Capability]) -> LinuxSeccomp {
     profile::build(capabilities)
+}
+
+/// The flags with which a configuration's filter is loaded, as a number; `None` without a filter, or with one that is refused.
+pub fn filter_flags(spec: &Spec) -> Option<u32> {
+    let profile = spec.linux().as_ref()?.seccomp().as_ref()?;
+    runtime_linux::seccomp::compile(profile).ok().map(|filter| filter.flags)
 }
 
 mod profile;

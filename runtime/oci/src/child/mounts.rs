@@ -167,9 +167,15 @@ fn ensure_directory(path: &Path, held: &Held) -> Done {
 /// The option's own attributes, then everything below, then propagation in the order given.
 fn set_attributes(tree: impl AsFd, attributes: &MountAttributes) -> Result<(), Errno> {
     let tree = tree.as_fd();
-    if attributes.set | attributes.clear != 0 {
-        let change = Change { set: attributes.set, clear: attributes.clear, ..Change::default() };
-        mount::set_attributes(tree, Reach::One, &change)?;
+    let (set, asked) = (attributes.set, attributes.clear);
+    let own = |clear: u64| match set | clear {
+        0 => Ok(()),
+        _ => mount::set_attributes(tree, Reach::One, &Change { set, clear, ..Change::default() }),
+    };
+    match own(asked | attributes.clear_unasked) {
+        // Locked by who gave the mount to our own user namespace; mount_namespaces(7).
+        Err(Errno::EPERM) if attributes.clear_unasked != 0 => own(asked)?,
+        other => other?,
     }
     if attributes.recursive_set | attributes.recursive_clear != 0 {
         let (set, clear) = (attributes.recursive_set, attributes.recursive_clear);

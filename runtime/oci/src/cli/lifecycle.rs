@@ -137,6 +137,10 @@ fn make(
         runtime_oci::create_observed(root, &id, &bundle, options, observer)?
     };
     reporter.warnings(&created.warnings);
+    reporter.debug(|| match runtime_oci::seccomp::filter_flags(bundle.spec()) {
+        Some(flags) => format!("seccomp filter flags: {flags}"),
+        None => "no seccomp filter".to_owned(),
+    });
     reporter.debug(|| format!("container {id} is created: its init is process {}", created.pid));
     let finish = |created: &mut Created| -> Result<(), Error> {
         if let (Some(socket), Some(master)) = (&create.console_socket, created.console.take_if(|_| detach)) {

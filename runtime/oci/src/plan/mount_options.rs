@@ -70,6 +70,8 @@ pub(super) fn propagation(option: &str) -> Option<(u64, bool)> {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Options {
     pub attributes: MountAttributes,
+    /// One of them at least is about the mount itself.
+    pub has_attributes: bool,
     pub data: Vec<Data>,
     /// `Some(true)` for rbind.
     pub bind: Option<bool>,
@@ -120,6 +122,7 @@ impl Options {
         let attributes = &mut self.attributes;
         if let Some((_, set, clear)) = find(option) {
             (attributes.set, attributes.clear) = apply(attributes.set, attributes.clear, set, clear);
+            self.has_attributes = true;
         } else if let Some((_, set, clear)) = option.strip_prefix('r').and_then(find) {
             (attributes.recursive_set, attributes.recursive_clear) =
                 apply(attributes.recursive_set, attributes.recursive_clear, set, clear);
@@ -148,7 +151,8 @@ mod tests {
     #[test]
     fn options_are_sorted_by_what_they_are() {
         let options = parse(&["rbind", "ro", "nosuid", "rro", "rprivate", "size=64k", "noatime", "strictatime", "rw"]);
-        assert_eq!(options.bind, Some(true));
+        assert_eq!((options.bind, options.has_attributes), (Some(true), true));
+        assert!(!parse(&["rbind", "rro", "rprivate", "idmap"]).has_attributes);
         assert_eq!(options.attributes.set, attribute::NOSUID | attribute::STRICTATIME);
         assert_eq!(options.attributes.clear, attribute::RDONLY | attribute::ATIME);
         assert_eq!(options.attributes.recursive_set, attribute::RDONLY);

@@ -167,6 +167,9 @@ impl Plan {
                 options.attributes.propagation.insert(0, (propagation, true));
             }
             self.warn_of_unused(&destination, &mut options);
+            if options.has_attributes {
+                options.attributes.clear_unasked = self.unasked() & !options.attributes.set;
+            }
             if destination == Path::new("/sys") && options.attributes.set & attribute::RDONLY != 0 {
                 // "ro" alone would leave /sys/fs/cgroup below it writable to who owns cgroups there (CVE-2023-25809).
                 options.attributes.recursive_set |= attribute::RDONLY;
@@ -224,6 +227,14 @@ impl Plan {
         });
         // Below /proc a path may mean the runtime itself.
         if touching.next().is_some() || path.starts_with("/proc") { Opener::Runtime } else { Opener::Process }
+    }
+
+    /// As with runc and crun, a bind with options has just those, and one without any has those of its source. Access times stay the
+    /// source's unless they are asked for. In a user namespace what the kernel could lock stays too; mount_namespaces(7).
+    fn unasked(&self) -> u64 {
+        let lockable = attribute::RDONLY | attribute::NOSUID | attribute::NODEV | attribute::NOEXEC;
+        let is_mapped = self.namespaces.has(LinuxNamespaceType::User);
+        attribute::NOSYMFOLLOW | if is_mapped { 0 } else { lockable }
     }
 
     /// Only what an earlier entry made is changed; the file system behind a bind is the host's.

@@ -170,6 +170,8 @@ fn scheduling(process: &Process, context: &ProcessContext<'_>, setup: &mut Vec<S
     Ok(())
 }
 
+const NODES: &str = "linux.memoryPolicy.nodes";
+
 fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<Step, Error> {
     let mode = match policy.mode() {
         MemoryPolicyModeType::MpolDefault => 0,
@@ -190,14 +192,27 @@ fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<Step, Error> {
     });
     let nodes = match policy.nodes().as_deref() {
         None | Some("") => Vec::new(),
-        Some(list) => number_list("linux.memoryPolicy.nodes", list)?,
+        Some(list) => number_list(NODES, list).map_err(|error| match error {
+            Error::InvalidConfig { field, reason } => {
+                Error::InvalidConfig { field, reason: format!("invalid memory policy nodes: {reason}") }
+            }
+            other => other,
+        })?,
     };
+    // set_mempolicy(2), which would say EINVAL only.
+    let takes_none = matches!(policy.mode(), MemoryPolicyModeType::MpolDefault | MemoryPolicyModeType::MpolLocal);
+    let needs_some = !takes_none && policy.mode() != MemoryPolicyModeType::MpolPreferred;
+    if takes_none && !nodes.is_empty() || needs_some && nodes.is_empty() {
+        let wanted = if takes_none { "0 nodes" } else { "at least one node" };
+        let reason = format!("{}: this mode requires {wanted} but got {}", policy.mode(), nodes.len());
+        return Err(invalid(NODES, &reason));
+    }
     Ok(Step::MemoryPolicy { mode: mode | flags, nodes })
 }
 
 /// `0-3,7`, as the kernel writes lists of CPUs and nodes; numbers below 4096.
 pub(crate) fn number_list(field: &str, list: &str) -> Result<Vec<usize>, Error> {
-    let bad = || invalid(field, &format!("\"{list}\" is not a list like 0-3,7"));
+    let bad = || invalid(field, &format!("\"{list}\" is not a list like 0-3,7 of numbers below 4096"));
     let number = |text: &str| text.trim().parse::<usize>().ok().filter(|number| *number < 4096).ok_or_else(bad);
     let mut numbers = Vec::new();
     for part in list.split(',') {

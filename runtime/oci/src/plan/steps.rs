@@ -22,6 +22,8 @@ pub(crate) enum Moment {
 pub(crate) struct MountAttributes {
     pub set: u64,
     pub clear: u64,
+    /// Cleared too, where the kernel lets us: what a bind's source has and its options do not ask for.
+    pub clear_unasked: u64,
     pub recursive_set: u64,
     pub recursive_clear: u64,
     /// `MS_SHARED` and so on with true for recursive, in the order given.

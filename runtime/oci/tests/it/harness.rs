@@ -135,6 +135,16 @@ impl World {
         self.raw(&["run", "--bundle", bundle.to_str().expect("utf-8")], &[&self.id])
     }
 
+    /// Runs a shell script in a mount namespace of its own whose mounts are shared; `$RUN` runs the container.
+    pub(crate) fn on_a_shared_host(&self, script: &str) -> Said {
+        self.save();
+        let (runtime, root, bundle) = (self.runtime.display(), self.state_root(), self.bundle());
+        let run = format!("{runtime} --root {} run --bundle {} {}", root.display(), bundle.display(), self.id);
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "shared", "sh", "-c", script]).env("RUN", run);
+        command.output().expect("unshare").into()
+    }
+
     pub(crate) fn create(&self) -> Said {
         self.save();
         let mut command = self.command();

@@ -277,3 +277,37 @@ fn a_source_in_the_root_is_as_the_container_has_it_by_then() {
         world.assert_gone();
     }
 }
+
+/// With options a bind has just those, as with runc and crun; without any, those of its source. In a user namespace what could be locked stays.
+#[test]
+fn a_bind_has_the_options_that_it_asks_for() {
+    for (source, options, is_mapped, there, not_there) in [
+        ("ro,noexec,nodev", json!(["rbind", "rprivate"]), false, "ro,nodev,noexec", "nosuid"),
+        ("ro,noexec,nodev,noatime", json!(["bind", "nosuid"]), false, "rw,nosuid,noatime", "noexec nodev"),
+        ("nosuid,nodev,noexec", json!(["bind", "ro"]), false, "ro,relatime", "nosuid nodev noexec"),
+        ("noexec", json!(["bind", "ro"]), true, "ro,noexec", "nosuid"),
+        ("ro,nosymfollow", json!(["bind", "nosuid"]), true, "ro,nosuid", "nosymfollow"),
+        ("ro,noexec", json!(["bind", "rw"]), true, "rw,noexec", "nosuid"),
+        ("noatime", json!(["bind", "relatime"]), false, "rw,relatime", "noatime"),
+    ] {
+        let mut world = shell("grep ' /tmp ' /proc/self/mountinfo");
+        symlink("busybox", world.rootfs().join("bin/grep")).expect("symlink");
+        let dir = world.path("source");
+        std::fs::create_dir(&dir).expect("mkdir");
+        mount(&mut world, json!({"destination": "/tmp", "type": "bind", "source": dir, "options": options}));
+        if is_mapped {
+            namespace(&mut world, json!({"type": "user"}));
+            let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+            world.config["linux"]["uidMappings"] = map.clone();
+            world.config["linux"]["gidMappings"] = map;
+        }
+        let dir = dir.display();
+        let out = world
+            .on_a_shared_host(&format!("mount -t tmpfs t {dir} && mount -o remount,bind,{source} {dir} && $RUN"))
+            .good();
+        let found: Vec<&str> = out.split(' ').nth(5).expect("options").split(',').collect();
+        let case = format!("{source} with {options}, in a user namespace: {is_mapped}: {out}");
+        assert!(there.split(',').all(|option| found.contains(&option)), "{case}");
+        assert!(not_there.split(' ').all(|option| !found.contains(&option)), "{case}");
+    }
+}

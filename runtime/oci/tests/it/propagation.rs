@@ -1,25 +1,8 @@
 //! Mount propagation: what the host and a container see of each other's mounts. Each test has its own mount namespace, shared as a host's is.
 
-use std::process::Command;
-
 use serde_json::json;
 
-use crate::harness::{Said, World};
-
-/// Runs a shell script in a mount namespace of its own whose mounts are shared; `$RUN` runs the container.
-fn on_a_shared_host(world: &World, script: &str) -> Said {
-    world.save();
-    let run = format!(
-        "{} --root {} run --bundle {} {}",
-        world.runtime.display(),
-        world.state_root().display(),
-        world.bundle().display(),
-        world.id
-    );
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "shared", "sh", "-c", script]).env("RUN", run);
-    command.output().expect("unshare").into()
-}
+use crate::harness::World;
 
 fn world(script: &str) -> World {
     let mut world = World::new(&["sh", "-c", script]);
@@ -43,13 +26,13 @@ fn what_a_container_mounts_on_a_shared_bind_is_on_the_host() {
     let mut world = world("mkdir /data/inside && mount -t tmpfs from-inside /data/inside && ls /data");
     world.config["linux"]["rootfsPropagation"] = json!("rshared");
     bind(&mut world, &["rbind", "rshared"]);
-    let said = on_a_shared_host(&world, "$RUN && grep -c from-inside /proc/self/mountinfo");
+    let said = world.on_a_shared_host("$RUN && grep -c from-inside /proc/self/mountinfo");
     assert_eq!(said.good(), "inside\n1\n");
     // And on another bind that is not shared it is not.
     world.config["mounts"].as_array_mut().expect("mounts").pop();
     bind(&mut world, &["rbind", "rprivate"]);
     world.config["process"]["args"][2] = json!("mount -t tmpfs from-inside /data/inside && ls /data");
-    let said = on_a_shared_host(&world, "$RUN; grep -c from-inside /proc/self/mountinfo");
+    let said = world.on_a_shared_host("$RUN; grep -c from-inside /proc/self/mountinfo");
     assert_eq!(said.out, "inside\n0\n");
 }
 
@@ -71,7 +54,7 @@ fn a_shared_bind_stays_shared() {
 fn a_shared_root_is_shared_with_the_containers_own_only() {
     let mut world = world("grep ' / / ' /proc/self/mountinfo || grep ' / ' /proc/self/mountinfo");
     world.config["linux"]["rootfsPropagation"] = json!("shared");
-    let out = on_a_shared_host(&world, "$RUN").good();
+    let out = world.on_a_shared_host("$RUN").good();
     let root = out.lines().find(|line| line.split(' ').nth(4) == Some("/")).expect("the root's line");
     assert!(root.contains(" shared:") && !root.contains(" master:"), "{out}");
 }
@@ -90,11 +73,11 @@ fn nothing_else_is_shared_with_the_host() {
         .as_array_mut()
         .expect("namespaces")
         .retain(|namespace| namespace["type"] != "cgroup");
-    assert_eq!(on_a_shared_host(&world, "$RUN").good(), "none\n");
+    assert_eq!(world.on_a_shared_host("$RUN").good(), "none\n");
     world.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
     let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
     world.config["linux"]["uidMappings"] = map.clone();
     world.config["linux"]["gidMappings"] = map;
     world.config["linux"]["devices"] = json!([{"path": "/dev/own", "type": "c", "major": 1, "minor": 3}]);
-    assert_eq!(on_a_shared_host(&world, "$RUN").good(), "none\n");
+    assert_eq!(world.on_a_shared_host("$RUN").good(), "none\n");
 }
