@@ -19,11 +19,9 @@ pub use program::Instruction;
 use crate::syscall::check;
 
 const SECCOMP_SET_MODE_FILTER: u32 = 1;
-const FLAG_TSYNC: u32 = 1;
 const FLAG_LOG: u32 = 2;
 const FLAG_SPEC_ALLOW: u32 = 4;
 const FLAG_NEW_LISTENER: u32 = 8;
-const FLAG_TSYNC_ESRCH: u32 = 16;
 const FLAG_WAIT_KILLABLE_RECV: u32 = 32;
 
 /// A compiled profile.
@@ -45,7 +43,8 @@ impl Filter {
 fn flag(flag: LinuxSeccompFilterFlag) -> u32 {
     match flag {
         LinuxSeccompFilterFlag::SeccompFilterFlagLog => FLAG_LOG,
-        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => FLAG_TSYNC,
+        // For the other threads of who loads it: we have one.
+        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
         LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => FLAG_SPEC_ALLOW,
         LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => FLAG_WAIT_KILLABLE_RECV,
     }

@@ -11,7 +11,7 @@ use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg,
 
 use super::architecture::{self, X32_BIT};
 use super::program::{self, Instruction, branch, instruction};
-use super::{FLAG_NEW_LISTENER, FLAG_TSYNC, FLAG_TSYNC_ESRCH, FLAG_WAIT_KILLABLE_RECV, Filter};
+use super::{FLAG_NEW_LISTENER, FLAG_SPEC_ALLOW, FLAG_WAIT_KILLABLE_RECV, Filter};
 
 const KILL_PROCESS: u32 = 0x8000_0000;
 const KILL_THREAD: u32 = 0;
@@ -117,13 +117,15 @@ fn architectures(profile: &LinuxSeccomp) -> Vec<Arch> {
     all
 }
 
+/// As the kernel gets them. Where the profile says nothing, speculation stays as it is, as with runc and crun: a filter alone must not
+/// slow a program down.
 fn flags(profile: &LinuxSeccomp, rules: &[LinuxSyscall]) -> Result<u32, Error> {
-    let mut flags = profile.flags().iter().flatten().fold(0, |flags, flag| flags | super::flag(*flag));
+    let mut flags = match profile.flags() {
+        None => FLAG_SPEC_ALLOW,
+        Some(flags) => flags.iter().fold(0, |flags, flag| flags | super::flag(*flag)),
+    };
     if rules.iter().any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify) {
         flags |= FLAG_NEW_LISTENER;
-        if flags & FLAG_TSYNC != 0 {
-            flags |= FLAG_TSYNC_ESRCH;
-        }
     } else if flags & FLAG_WAIT_KILLABLE_RECV != 0 {
         return Err(Error::WaitKillableWithoutNotify);
     }

@@ -112,6 +112,19 @@ fn conditions_are_all_of_different_arguments_and_any_of_one() {
 }
 
 #[test]
+fn flags_are_the_profiles_or_those_of_the_peers() {
+    for (flags, expect) in [
+        ("", FLAG_SPEC_ALLOW),
+        (r#","flags":[]"#, 0),
+        (r#","flags":["SECCOMP_FILTER_FLAG_TSYNC","SECCOMP_FILTER_FLAG_LOG"]"#, super::super::FLAG_LOG),
+        (r#","flags":["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]"#, FLAG_SPEC_ALLOW),
+    ] {
+        let json = format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW"{flags}}}"#);
+        assert_eq!(compile(&profile(&json)).expect("compile").flags, expect, "{flags}");
+    }
+}
+
+#[test]
 fn what_cannot_work_is_refused() {
     for (json, expect) in [
         (r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#, Error::NotifyByDefault),
