@@ -179,6 +179,13 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// Whether this process has the permissions that [`Self::create`] needs; a question of file modes, user namespaces and read-only
+    /// mounts. Nothing is touched.
+    #[must_use]
+    pub fn may_be_made(&self) -> bool {
+        self.hierarchy.places().iter().all(|place| lifecycle::may_be_made(place, &self.path))
+    }
+
     /// The path within each hierarchy, beginning with `/`.
     #[must_use]
     pub fn path(&self) -> &str {

@@ -18,7 +18,6 @@ pub(crate) struct Confinement {
     cgroup: Cgroup,
     /// systemd's unit, whose cgroup it is.
     unit: Option<Unit>,
-    may_go_without: bool,
     /// From here on it is ours to remove.
     is_ours: bool,
 }
@@ -35,8 +34,12 @@ impl Confinement {
             Cgroups::Direct | Cgroups::WherePermitted => (direct_path(spec, id)?, None),
         };
         let is_plain = configured_path(spec)?.is_none() && !asks_for_limits(spec);
-        let may_go_without = cgroups == Cgroups::WherePermitted && is_plain;
-        Ok(Self { cgroup: root.cgroup(&path)?, unit, may_go_without, is_ours: false })
+        let mut cgroup = root.cgroup(&path)?;
+        // Before anything depends on it: what a mount of type `cgroup` shows is the place where the container really is.
+        if cgroups == Cgroups::WherePermitted && is_plain && !cgroup.may_be_made() {
+            cgroup = Cgroup::none();
+        }
+        Ok(Self { cgroup, unit, is_ours: false })
     }
 
     pub(crate) fn cgroup(&self) -> &Cgroup {
@@ -78,10 +81,6 @@ impl Confinement {
         }
         match Cgroup::create(self.cgroup.hierarchy(), self.cgroup.path()) {
             Ok(_) => apply(&self.cgroup, spec, warnings),
-            Err(error) if is_refused(&error) && self.may_go_without => {
-                self.cgroup = Cgroup::none();
-                Ok(())
-            }
             Err(error) if is_refused(&error) => Err(Error::CgroupRefused(error)),
             Err(error) => Err(error.into()),
         }

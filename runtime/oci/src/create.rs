@@ -14,6 +14,7 @@ use runtime_linux::namespace::{self, Kind};
 use runtime_linux::network::Moved;
 use runtime_linux::proc::Proc;
 
+use crate::cgroup_view::view;
 use crate::child::{Child, Join, TerminalUser, Watch};
 use crate::confine::Confinement;
 use crate::error::{Error, Failure};
@@ -48,7 +49,7 @@ pub fn create_observed(
     let bundle = with_notify.as_ref().unwrap_or(bundle);
     let spec = bundle.spec();
     let confinement = Confinement::plan(root, spec, id, options.cgroups)?;
-    let plan = plan(bundle, id, &options, confinement.cgroup())?;
+    let plan = plan(root, bundle, id, &options, confinement.cgroup())?;
     if let Some(observer) = observer.as_deref_mut() {
         observer.begin(&plan, confinement.cgroup().path());
     }
@@ -133,7 +134,7 @@ pub(crate) fn dry_run(
 ) -> Result<(Plan, String), Error> {
     let confinement = Confinement::plan(root, bundle.spec(), id, options.cgroups)?;
     let cgroup = confinement.cgroup();
-    Ok((plan(bundle, id, options, cgroup)?, cgroup.path().to_owned()))
+    Ok((plan(root, bundle, id, options, cgroup)?, cgroup.path().to_owned()))
 }
 
 /// A child that vanished may have been killed for memory; say how it ended.
@@ -150,7 +151,13 @@ fn why(error: Error, spawned: &mut Spawned) -> Error {
     }
 }
 
-fn plan(bundle: &Bundle, id: &ContainerId, options: &CreateOptions, cgroup: &Cgroup) -> Result<Plan, Error> {
+fn plan(
+    root: &StateRoot,
+    bundle: &Bundle,
+    id: &ContainerId,
+    options: &CreateOptions,
+    cgroup: &Cgroup,
+) -> Result<Plan, Error> {
     let wants_cgroup_mount = bundle
         .spec()
         .mounts()
@@ -168,45 +175,12 @@ fn plan(bundle: &Bundle, id: &ContainerId, options: &CreateOptions, cgroup: &Cgr
         rootfs: options.rootfs.as_ref(),
         root_change: options.root_change,
         keyring: (!options.keep_keyring).then(|| format!("_ses.{id}")),
-        cgroup: if wants_cgroup_mount { view(cgroup)? } else { CgroupView::V1 { hierarchies: Vec::new() } },
+        cgroup: if wants_cgroup_mount { view(root, cgroup)? } else { CgroupView::V1 { hierarchies: Vec::new() } },
         preserve_fds: &options.preserve_fds,
         default_maps: if lacks_maps { subordinate::default_maps() } else { Maps::default() },
         mount_label: linux.and_then(|linux| linux.mount_label().as_deref()).filter(|label| !label.is_empty()),
     };
     Plan::new(bundle.spec(), &context)
-}
-
-/// The host's hierarchies as a container's /sys/fs/cgroup shows them.
-fn view(cgroup: &Cgroup) -> Result<CgroupView, Error> {
-    let below = |mount: &Path| mount.join(cgroup.path().trim_start_matches('/'));
-    if cgroup.hierarchy().mode() == Mode::Unified {
-        let own = cgroup.hierarchy().unified_root().map(below).unwrap_or_default();
-        return Ok(CgroupView::V2 { own });
-    }
-    let path = PathBuf::from("/proc/self/mountinfo");
-    let table = runtime_linux::proc::read_text(&path).map_err(|source| Error::Read { path, source })?;
-    Ok(CgroupView::V1 { hierarchies: table.lines().filter_map(|line| v1_mount(line, &below)).collect() })
-}
-
-/// A line of proc_pid_mountinfo(5): (directory, controllers as a mount option, the container's own directory) for a v1 hierarchy.
-fn v1_mount(line: &str, below: &impl Fn(&Path) -> PathBuf) -> Option<(String, String, PathBuf)> {
-    let (left, right) = line.split_once(" - ")?;
-    let mut right = right.split(' ');
-    if right.next()? != "cgroup" {
-        return None;
-    }
-    let mount = Path::new(left.split(' ').nth(4)?);
-    let options: Vec<&str> = right.nth(1)?.split(',').collect();
-    let named = options.iter().find(|option| option.starts_with("name="));
-    let ignored = ["rw", "ro", "xattr", "noprefix", "clone_children", "none"];
-    let controllers = match named {
-        Some(name) => format!("none,{name}"),
-        None => {
-            let known = options.iter().filter(|option| !ignored.contains(option) && !option.contains('='));
-            known.copied().collect::<Vec<_>>().join(",")
-        }
-    };
-    Some((mount.file_name()?.to_str()?.to_owned(), controllers, below(mount)))
 }
 
 fn new_record(

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 mod bundle;
+mod cgroup_view;
 mod checkpoint;
 mod child;
 mod confine;

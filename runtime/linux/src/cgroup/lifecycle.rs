@@ -8,6 +8,7 @@ use super::{Cgroup, Error, file};
 use crate::pidfd;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{AccessFlags, eaccess};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -45,6 +46,13 @@ pub(super) fn create(place: &Place, path: &str) -> Result<(), Error> {
         }
     }
     if place.version() == Version::Unified { refuse_threaded(directory) } else { Ok(()) }
+}
+
+/// Whether a directory is there, or can be made where the first that is there lies. The kernel may still refuse for other reasons.
+pub(super) fn may_be_made(place: &Place, path: &str) -> bool {
+    let directory = place.join(path);
+    let Some(there) = directory.ancestors().find(|ancestor| ancestor.is_dir()) else { return false };
+    eaccess(there, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
 }
 
 /// In a threaded subtree cgroups hold threads, not processes: EOPNOTSUPP for who would move one in. cgroup-v2.rst, "Threads".

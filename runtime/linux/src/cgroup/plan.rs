@@ -140,7 +140,11 @@ fn unified_keys(hierarchy: &Hierarchy, resources: &LinuxResources, steps: &mut V
     keys.sort();
     for (key, value) in keys {
         let wrong = |problem: &str| Err(Error::Value { field: format!("unified.{key}"), problem: problem.to_owned() });
-        if key.contains('/') || !key.contains('.') || key.starts_with("cgroup.") {
+        if !key.contains('.') {
+            // crun's words, for who looks for them.
+            return wrong(&format!("the specified key has not the form CONTROLLER.VALUE `{key}`"));
+        }
+        if key.contains('/') || key.starts_with("cgroup.") {
             return wrong("must be the name of a controller's file");
         }
         let controller = key.split('.').next().unwrap_or_default();
@@ -187,6 +191,18 @@ pub(super) fn check_before_update(cgroup: &Cgroup, resources: &LinuxResources) -
     }
 }
 
+/// A file of `unified` that is not there: because its controller is not, or because no controller of this kernel has it.
+fn no_such_file(name: &str, directory: &Path) -> Error {
+    let controller = name.split('.').next().unwrap_or_default();
+    let available = file::read(&directory.join("cgroup.controllers")).unwrap_or_default();
+    let problem = if available.split_whitespace().any(|known| known == controller) {
+        format!("no such file or directory in {}", directory.display())
+    } else {
+        format!("controller `{controller}` is not available under {}", directory.display())
+    };
+    Error::Value { field: format!("unified.{name}"), problem }
+}
+
 pub(super) fn execute(cgroup: &Cgroup, step: &Step, ignored: &mut Vec<Ignored>) -> Result<(), Error> {
     let directory = |controller: &str, field: &str| match cgroup.directory_of(controller) {
         Some(directory) => Ok(directory),
@@ -209,9 +225,7 @@ pub(super) fn execute(cgroup: &Cgroup, step: &Step, ignored: &mut Vec<Ignored>) 
                 }
             }
             if *controller == "unified" {
-                let field = alternatives.iter().map(|(name, _)| format!("unified.{name}")).collect();
-                let problem = format!("{} has no such file", directory.display());
-                return Err(Error::Value { field, problem });
+                return Err(no_such_file(alternatives.first().map_or("", |(name, _)| name), &directory));
             }
             return Err(missing(cgroup, controller, field, directory));
         }

@@ -141,6 +141,9 @@ fn what_cannot_be_done_is_refused_by_name() {
     refuse(r#"{"memory":{"swap":500}}"#, "needs memory.limit");
     refuse(r#"{"unified":{"../x.y":"1"}}"#, "must be the name");
     refuse(r#"{"unified":{"cgroup.procs":"1"}}"#, "must be the name");
+    refuse(r#"{"unified":{"NO-KEY":"1"}}"#, "CONTROLLER.VALUE `NO-KEY`");
+    refuse(r#"{"unified":{"foo.bar":"1"}}"#, "unified.foo.bar: controller `foo` is not available under /");
+    refuse(r#"{"unified":{"memory.bar":"1"}}"#, "unified.memory.bar: no such file or directory in /");
     refuse(r#"{"unified":{"misc.max":"1"}}"#, "misc.max");
     refuse(r#"{"hugepageLimits":[{"pageSize":"../x","limit":1}]}"#, "page size");
     refuse(r#"{"devices":[{"allow":true,"type":"p"}]}"#, "devices[0]");

@@ -37,20 +37,13 @@ fn parent_of(path: &Path, held: &Held) -> Result<(OwnedFd, std::path::PathBuf), 
 }
 
 fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
-    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
     if let Some(source) = node.bind {
         let is_open = child.sources.get(source).is_some_and(Option::is_some);
         let tree = mounts::take(source, child)?;
         if !is_open {
             crate::devices::restrict(&tree)?;
         }
-        // The host may have anything at that path.
-        if !is_device(&fstat(&tree)?, node) {
-            return Err(Refusal::said(Errno::ENODEV, "the host has something else there"));
-        }
-        parent_of(&node.path, held)?;
-        let target = root.ensure_file_nofollow(&node.path, Mode::from_bits_truncate(0o666))?;
-        return Ok(mount::attach(&tree, &target)?);
+        return attach_device(&tree, node, held);
     }
     let (parent, name) = parent_of(&node.path, held)?;
     let (kind, number) = kind_and_number(node);
@@ -65,6 +58,8 @@ fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
             }
             return Ok(());
         }
+        // A user namespace has no nodes of its own, and our caller may be in one, as a podman of a user is; user_namespaces(7).
+        Err(Errno::EPERM) => return host_device(node, held),
         Err(errno) => return Err(errno.into()),
     }
     if node.uid != 0 || node.gid != 0 {
@@ -72,6 +67,26 @@ fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
         nix::unistd::fchownat(&parent, name.as_path(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
     }
     Ok(())
+}
+
+/// What the host has at the same path.
+fn host_device(node: &DeviceNode, held: &Held) -> Done {
+    let tree = mount::open_tree(nix::fcntl::AT_FDCWD, &node.path, Tree::Clone).map_err(|errno| {
+        Refusal::said(Errno::EPERM, format!("and the host's own cannot be bound: {}", errno.desc()))
+    })?;
+    crate::devices::restrict(&tree)?;
+    attach_device(&tree, node, held)
+}
+
+fn attach_device(tree: &OwnedFd, node: &DeviceNode, held: &Held) -> Done {
+    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
+    // The host may have anything at that path.
+    if !is_device(&fstat(tree)?, node) {
+        return Err(Refusal::said(Errno::ENODEV, "the host has something else there"));
+    }
+    parent_of(&node.path, held)?;
+    let target = root.ensure_file_nofollow(&node.path, Mode::from_bits_truncate(0o666))?;
+    Ok(mount::attach(tree, &target)?)
 }
 
 fn kind_and_number(node: &DeviceNode) -> (SFlag, u64) {

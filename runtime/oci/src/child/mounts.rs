@@ -347,8 +347,11 @@ fn cgroup_mount(
     let target = root(held)?.ensure_dir(destination, DIRECTORY)?;
     let below = MountAttributes { set: attributes.set, clear: attributes.clear, ..MountAttributes::default() };
     match cgroup {
-        CgroupMount::V2 => {
-            let tree = Filesystem::open("cgroup2")?.mount(attributes.set)?;
+        CgroupMount::V2 { data } => {
+            let filesystem = Filesystem::open("cgroup2")?;
+            let said = |errno: Errno| Refusal::said(errno, filesystem.message());
+            configure(&filesystem, data).map_err(said)?;
+            let tree = filesystem.mount(attributes.set).map_err(said)?;
             set_attributes(&tree, attributes)?;
             Ok(mount::attach(&tree, &target)?)
         }

@@ -321,7 +321,7 @@ fn mount_words(mount: &MountStep) -> Words {
             "options of what is mounted already change, as mount -o remount changes them",
             "findmnt -N PID",
         ),
-        MountStep::Cgroup(CgroupMount::V2) => (
+        MountStep::Cgroup(CgroupMount::V2 { .. }) => (
             "fsopen(2) cgroup2, fsmount(2), move_mount(2)",
             "other cgroups",
             "in its own cgroup namespace the mount shows the container's cgroup as the root",

@@ -187,7 +187,7 @@ impl Plan {
                 nofollow: options.destination_nofollow,
             })
         } else if kind == "cgroup" || kind == "cgroup2" {
-            MountStep::Cgroup(self.cgroup(context))
+            MountStep::Cgroup(self.cgroup(context, &destination, &mut options))
         } else if kind.is_empty() {
             return Err(invalid("type", "is missing, and the options hold neither bind nor rbind"));
         } else {
@@ -284,10 +284,14 @@ impl Plan {
         }
     }
 
-    fn cgroup(&mut self, context: &Context<'_>) -> CgroupMount {
+    fn cgroup(&mut self, context: &Context<'_>, destination: &Path, options: &mut Options) -> CgroupMount {
         let own_namespace = self.namespaces.has(LinuxNamespaceType::Cgroup);
+        if own_namespace && matches!(context.cgroup, CgroupView::V2 { .. }) {
+            return CgroupMount::V2 { data: std::mem::take(&mut options.data) };
+        }
+        // What is bound, or a v1 hierarchy that is mounted already, keeps the options that it has.
+        self.warn_of_unused(destination, options);
         match &context.cgroup {
-            CgroupView::V2 { .. } if own_namespace => CgroupMount::V2,
             CgroupView::V2 { own } => CgroupMount::Bound { source: self.source(Source::below(own, true)) },
             CgroupView::V1 { hierarchies } => CgroupMount::V1 {
                 hierarchies: hierarchies

@@ -71,7 +71,7 @@ pub(crate) struct BindMount {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CgroupMount {
     /// cgroup2 as the cgroup namespace shows it.
-    V2,
+    V2 { data: Vec<Data> },
     /// The container's own directory, bound.
     Bound { source: usize },
     /// A tmpfs with one mount per hierarchy: (directory, `Some(controllers)` to mount or `None` to bind the source).
