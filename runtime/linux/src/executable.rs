@@ -73,6 +73,14 @@ pub fn set_undumpable() -> Result<(), Errno> {
     set_dumpable(0)
 }
 
+/// For one action an ordinary process again, whose files in /proc are its own; proc_pid(5).
+pub fn while_dumpable<T>(action: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    set_dumpable(1)?;
+    let done = action();
+    set_undumpable()?;
+    done
+}
+
 fn set_dumpable(value: libc::c_ulong) -> Result<(), Errno> {
     // SAFETY: PR_SET_DUMPABLE takes one integer.
     check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, value, 0, 0, 0) }))?;

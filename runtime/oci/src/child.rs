@@ -409,7 +409,13 @@ fn namespace_root() -> Done {
 fn time_namespace(offsets: &str, held: &Held) -> Done {
     namespace::unshare(namespace::Kind::Time.flag())?;
     if !offsets.is_empty() {
-        proc(held)?.write("self/timens_offsets", offsets.as_bytes())?;
+        let write = || proc(held)?.write("self/timens_offsets", offsets.as_bytes());
+        match write() {
+            // Without the host's root the file is ours only while others may trace us. In a new PID namespace nobody is there to do so but
+            // the user's own processes outside.
+            Err(Errno::EACCES) if nix::unistd::getpid().as_raw() == 1 => executable::while_dumpable(write)?,
+            other => other?,
+        }
     }
     // unshare(2): only children live in the new one; joining it moves ourselves.
     let namespace = namespace::open_path(std::path::Path::new("/proc/self/ns/time_for_children"))?;

@@ -72,6 +72,16 @@ fn maps_that_a_user_may_not_write_are_the_helpers_work() {
     chown(world.path(""), Some(0), Some(0)).expect("chown");
 }
 
+#[test]
+fn a_users_time_namespace_has_its_offsets() {
+    let mut world = world("cat /proc/self/timens_offsets");
+    world.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "time"}));
+    world.config["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 7881}});
+    let out = run_as(&world, 4242, 4242).good();
+    assert_eq!(out.split_ascii_whitespace().take(2).collect::<Vec<_>>(), ["monotonic", "7881"]);
+    chown(world.path(""), Some(0), Some(0)).expect("chown");
+}
+
 /// Where the host has a user with subordinate ids, and the programs that hand them out.
 #[test]
 fn subordinate_ids_are_mapped_behind_the_users_own() {
