@@ -169,6 +169,22 @@ pub fn detach(mount: impl AsFd) -> Result<(), Errno> {
     nix::mount::umount2(&path, MntFlags::MNT_DETACH)
 }
 
+/// The same for a directory, without /proc; afterwards the working directory is `home`.
+pub fn detach_directory(mount: impl AsFd, home: impl AsFd) -> Result<(), Errno> {
+    nix::unistd::fchdir(mount)?;
+    let done = nix::mount::umount2(".", MntFlags::MNT_DETACH);
+    nix::unistd::fchdir(home)?;
+    done
+}
+
+/// What is mounted on a file of a directory, through no symlink; afterwards the working directory is `home`.
+pub fn detach_file(directory: impl AsFd, name: &Path, home: impl AsFd) -> Result<(), Errno> {
+    nix::unistd::fchdir(directory)?;
+    let done = nix::mount::umount2(name, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    nix::unistd::fchdir(home)?;
+    done
+}
+
 /// How mounts below a mount follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {

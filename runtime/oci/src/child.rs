@@ -365,6 +365,7 @@ fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
         Step::Exec => exec(child, held)?,
         Step::Propagation(_)
         | Step::EnsureDirectory(_)
+        | Step::Unmount(_)
         | Step::MountsReadonly
         | Step::RootBind { .. }
         | Step::RootOverlay(_)

@@ -15,6 +15,7 @@ mod foreground;
 mod inspect;
 mod interval;
 mod lifecycle;
+mod mounts;
 mod process_table;
 mod report;
 mod signal;
@@ -66,7 +67,7 @@ const FAILED: u8 = 1;
 const EXEC_FAILED: u8 = 255;
 
 /// Those whose process comes near a container.
-const ENTERING: [&str; 4] = ["create", "exec", "restore", "run"];
+const ENTERING: [&str; 5] = ["create", "exec", "mounts", "restore", "run"];
 
 pub(crate) fn main() -> ExitCode {
     if std::env::args_os().skip(1).any(|word| ENTERING.iter().any(|verb| word == *verb)) {
@@ -115,6 +116,7 @@ fn run(arguments: &Arguments, reporter: &report::Reporter) -> Result<u8, Error> 
         Command::Features => features::print(),
         Command::Kill(kill) => control::kill(root, kill, reporter),
         Command::List(list) => inspect::list(root, list, global.names_root(), reporter),
+        Command::Mounts(mounts) => mounts::mounts(root, mounts, reporter),
         Command::Pause { id } => control::pause(root, id),
         Command::Ps(ps) => process_table::print(root, ps),
         Command::Restore(restore) => checkpoint::restore(root, global, restore, reporter),

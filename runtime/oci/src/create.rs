@@ -165,11 +165,6 @@ fn plan(
         .flatten()
         .any(|mount| matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")));
     let linux = bundle.spec().linux().as_ref();
-    let lacks_maps = linux.is_some_and(|linux| {
-        let is_new =
-            |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::User && namespace.path().is_none();
-        linux.namespaces().iter().flatten().any(is_new) && linux.uid_mappings().iter().flatten().count() == 0
-    });
     let context = Context {
         bundle: bundle.dir(),
         rootfs: options.rootfs.as_ref(),
@@ -177,10 +172,20 @@ fn plan(
         keyring: (!options.keep_keyring).then(|| format!("_ses.{id}")),
         cgroup: if wants_cgroup_mount { view(root, cgroup)? } else { CgroupView::V1 { hierarchies: Vec::new() } },
         preserve_fds: &options.preserve_fds,
-        default_maps: if lacks_maps { subordinate::default_maps() } else { Maps::default() },
+        default_maps: default_maps(bundle.spec()),
         mount_label: linux.and_then(|linux| linux.mount_label().as_deref()).filter(|label| !label.is_empty()),
     };
     Plan::new(bundle.spec(), &context)
+}
+
+/// For a new user namespace whose configuration brings no maps; empty for any other.
+pub(crate) fn default_maps(spec: &Spec) -> Maps {
+    let lacks_maps = spec.linux().as_ref().is_some_and(|linux| {
+        let is_new =
+            |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::User && namespace.path().is_none();
+        linux.namespaces().iter().flatten().any(is_new) && linux.uid_mappings().iter().flatten().count() == 0
+    });
+    if lacks_maps { subordinate::default_maps() } else { Maps::default() }
 }
 
 fn new_record(

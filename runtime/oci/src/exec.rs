@@ -104,7 +104,7 @@ fn steps(
 }
 
 /// All of them in one setns by the init's pidfd, but the PID namespace, which only children enter.
-fn namespaces(record: &Record, init: &OwnedFd) -> Result<(Spawn, Vec<Join>), Error> {
+pub(crate) fn namespaces(record: &Record, init: &OwnedFd) -> Result<(Spawn, Vec<Join>), Error> {
     let copy = || init.try_clone().map_err(|_| parent("copy a descriptor")(Errno::EMFILE));
     let kinds = Kind::ALL.into_iter().filter(|kind| record.namespaces.iter().any(|name| name == kind.file_name()));
     let (mut flags, mut has_pid) = (0, false);
@@ -120,7 +120,7 @@ fn namespaces(record: &Record, init: &OwnedFd) -> Result<(Spawn, Vec<Join>), Err
     Ok((Spawn { flags: 0, pid_namespace, has_process_between: true, cgroup: None }, joins))
 }
 
-fn chroot(record: &Record) -> Result<Option<OwnedFd>, Error> {
+pub(crate) fn chroot(record: &Record) -> Result<Option<OwnedFd>, Error> {
     if !record.chroot {
         return Ok(None);
     }

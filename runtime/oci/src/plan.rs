@@ -3,6 +3,7 @@
 //! Invariant: what the configuration asks for is a step, a warning or an error, never dropped in silence.
 
 mod devices;
+mod more_mounts;
 mod mount_options;
 mod mounts;
 mod namespaces;

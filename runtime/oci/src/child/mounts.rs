@@ -1,5 +1,7 @@
 //! From the inherited mounts to the new root. Every mount is made detached and attached to a descriptor below the root's own.
 
+mod cgroup;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -12,7 +14,7 @@ use runtime_linux::mount::{self, Change, Filesystem, Overlay, Reach, Tree, attri
 use runtime_linux::rooted::Root;
 
 use super::{Child, Done, Held, Refusal, copy_up, devices};
-use crate::plan::{BindMount, CgroupMount, Data, FilesystemMount, MountAttributes, MountStep, Opener, Step};
+use crate::plan::{BindMount, Data, FilesystemMount, MountAttributes, MountStep, Opener, Step};
 use crate::sources;
 use crate::sync::{self, Order, Report};
 
@@ -29,9 +31,10 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
         Step::Mount { destination, attributes, mount } => match mount {
             MountStep::Filesystem(mount) => filesystem(destination, attributes, mount, held)?,
             MountStep::Bind(bind) => bind_mount(destination, attributes, bind, child, held)?,
-            MountStep::Cgroup(cgroup) => cgroup_mount(destination, attributes, cgroup, child, held)?,
+            MountStep::Cgroup(cgroup) => cgroup::mount(destination, attributes, cgroup, child, held)?,
             MountStep::Remount { superblock } => remount(destination, attributes, superblock.as_deref(), held)?,
         },
+        Step::Unmount(path) => unmount(path, root(held)?)?,
         Step::MountsReadonly => {
             for mount in held.writable.drain(..) {
                 let change = Change { set: attribute::RDONLY, ..Change::default() };
@@ -162,6 +165,24 @@ fn ensure_directory(path: &Path, held: &Held) -> Done {
         Ok(_) | Err(Errno::EROFS | Errno::EACCES | Errno::EPERM | Errno::ENOTDIR | Errno::EEXIST) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+fn unmount(path: &Path, root: &Root) -> Done {
+    let said = |errno: Errno| match errno {
+        Errno::EINVAL => {
+            Refusal::said(errno, "nothing is mounted there, or it came with the container's user namespace")
+        }
+        errno => errno.into(),
+    };
+    let target = root.open(path, OFlag::O_PATH)?;
+    // By no path of /proc, which is the container's own.
+    let is_dir = SFlag::from_bits_truncate(fstat(&target)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
+    if is_dir {
+        return mount::detach_directory(&target, root).map_err(said);
+    }
+    let (parent, name) = path.parent().zip(path.file_name()).ok_or(Errno::EINVAL)?;
+    let parent = root.open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    mount::detach_file(&parent, Path::new(name), root).map_err(said)
 }
 
 /// The option's own attributes, then everything below, then propagation in the order given.
@@ -335,75 +356,6 @@ fn copy_symlink(tree: &OwnedFd, destination: &Path, root: &Root) -> Done {
         }
         other => Ok(other?),
     }
-}
-
-fn cgroup_mount(
-    destination: &Path,
-    attributes: &MountAttributes,
-    cgroup: &CgroupMount,
-    child: &mut Child<'_>,
-    held: &Held,
-) -> Done {
-    let target = root(held)?.ensure_dir(destination, DIRECTORY)?;
-    let below = MountAttributes { set: attributes.set, clear: attributes.clear, ..MountAttributes::default() };
-    match cgroup {
-        CgroupMount::V2 { data } => {
-            let filesystem = Filesystem::open("cgroup2")?;
-            let said = |errno: Errno| Refusal::said(errno, filesystem.message());
-            configure(&filesystem, data).map_err(said)?;
-            let tree = filesystem.mount(attributes.set).map_err(said)?;
-            set_attributes(&tree, attributes)?;
-            Ok(mount::attach(&tree, &target)?)
-        }
-        CgroupMount::Bound { source } => {
-            let tree = host_cgroup(*source, child)?;
-            set_attributes(&tree, attributes)?;
-            Ok(mount::attach(&tree, &target)?)
-        }
-        CgroupMount::V1 { hierarchies } => {
-            let filesystem = Filesystem::open("tmpfs")?;
-            filesystem.set("mode", "755")?;
-            let tree = filesystem.mount(attributes.set & !attribute::RDONLY)?;
-            mount::attach(&tree, &target)?;
-            let top = Root::new(tree);
-            for (name, controllers, source) in hierarchies {
-                let at = top.ensure_dir(Path::new(name), DIRECTORY)?;
-                let mounted = match source {
-                    Some(source) => host_cgroup(*source, child)?,
-                    None => v1_hierarchy(controllers)
-                        .map_err(|(errno, text)| Refusal::said(errno, format!("{name}: {text}")))?,
-                };
-                set_attributes(&mounted, &below)?;
-                mount::attach(&mounted, &at)?;
-                // cpu,cpuacct is reached as cpu and as cpuacct.
-                for alias in name.split(',').filter(|alias| *alias != name) {
-                    nix::unistd::symlinkat(Path::new(name), &top, Path::new(alias))?;
-                }
-            }
-            Ok(set_attributes(&top, attributes)?)
-        }
-    }
-}
-
-/// Where the host's mount is shared, the container's must not hand on what is mounted below it.
-fn host_cgroup(source: usize, child: &mut Child<'_>) -> Result<OwnedFd, Refusal> {
-    let tree = take(source, child)?;
-    let change = Change { propagation: MsFlags::MS_SLAVE.bits(), ..Change::default() };
-    mount::set_attributes(&tree, Reach::Recursive, &change)?;
-    Ok(tree)
-}
-
-fn v1_hierarchy(controllers: &str) -> Result<OwnedFd, (Errno, String)> {
-    let filesystem = Filesystem::open("cgroup").map_err(|errno| (errno, String::new()))?;
-    let said = |errno: Errno| (errno, filesystem.message());
-    for option in controllers.split(',') {
-        match option.split_once('=') {
-            Some((key, value)) => filesystem.set(key, value),
-            None => filesystem.set_flag(option),
-        }
-        .map_err(said)?;
-    }
-    filesystem.mount(0).map_err(said)
 }
 
 /// What is not there needs no protection.

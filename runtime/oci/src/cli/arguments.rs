@@ -5,6 +5,7 @@
 mod checkpoint;
 mod container;
 mod exec;
+mod mounts;
 mod telling;
 mod update;
 mod words;
@@ -17,6 +18,7 @@ use runtime_oci::StateRoot;
 pub(crate) use checkpoint::{Checkpoint, Dumping, Restore};
 pub(crate) use container::{Create, Delete, Events, Format, Kill, List, Ps, Run, Spec};
 pub(crate) use exec::Exec;
+pub(crate) use mounts::{Change, Mounts};
 pub(crate) use telling::{ExplainFormat, Telling};
 pub(crate) use update::{Limits, Update};
 pub(crate) use words::{Typed, parse, program_name};
@@ -136,6 +138,8 @@ pub(crate) enum Command {
     /// List containers.
     #[command(visible_alias = "ls")]
     List(List),
+    /// Change the mounts of a running container.
+    Mounts(Mounts),
     /// Freeze a container's processes.
     Pause { id: String },
     /// Show a container's processes.

@@ -127,6 +127,7 @@ pub(super) fn container(step: &Step, side: Side) -> Explained {
         | Step::RootOverlay(_)
         | Step::RootDirectory(_)
         | Step::EnsureDirectory(_)
+        | Step::Unmount(_)
         | Step::MountsReadonly
         | Step::PivotRoot
         | Step::Chroot
@@ -279,6 +280,12 @@ fn root(step: &Step) -> Words {
             "",
             "says whether mounts of the host below this root come in, and ours go out, as asked for by rootfsPropagation",
             "findmnt -N PID -o TARGET,PROPAGATION",
+        ),
+        Step::Unmount(_) => (
+            "umount2(2) MNT_DETACH",
+            "",
+            "takes away what `mounts add` has mounted; who has files of it open keeps them",
+            "findmnt -N PID",
         ),
         Step::MountsReadonly => (
             "mount_setattr(2) MOUNT_ATTR_RDONLY",

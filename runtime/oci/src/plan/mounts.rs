@@ -45,19 +45,7 @@ impl Plan {
             self.warn_of_host_mounts(spec, linux, mounts);
             return self.mount_all(spec, linux, context, Some(MsFlags::MS_PRIVATE.bits()));
         }
-        let root_propagation = match linux.rootfs_propagation().as_deref() {
-            None | Some("") => None,
-            Some(name) => Some(
-                propagation(name)
-                    .ok_or_else(|| invalid("linux.rootfsPropagation", &format!("\"{name}\" is not a propagation")))?,
-            ),
-        };
-        // Shared would hand our own mounts to the host; the host's mounts still reach us as a slave's, and / is set at the end.
-        let inherited = match root_propagation {
-            Some((flag, _)) if flag != MsFlags::MS_SHARED.bits() => flag,
-            _ => MsFlags::MS_SLAVE.bits(),
-        };
-        let keep_shared = root_propagation.is_some_and(|(flag, _)| flag == MsFlags::MS_SHARED.bits());
+        let (inherited, default) = inherited(linux)?;
         if self.namespaces.is_new(LinuxNamespaceType::Mount) {
             self.setup.push(Step::Propagation(inherited));
         }
@@ -75,7 +63,7 @@ impl Plan {
             }
             (None, None) => return Err(invalid("root", "is missing")),
         }
-        self.mount_all(spec, linux, context, if keep_shared { None } else { Some(inherited) })
+        self.mount_all(spec, linux, context, default)
     }
 
     /// runtime-spec 1.3, "Namespaces": a namespace that is not listed is inherited, the mount namespace too.
@@ -101,10 +89,27 @@ impl Plan {
         context: &Context<'_>,
         default: Option<u64>,
     ) -> Result<(), Error> {
+        self.mount_each(spec, spec.mounts().as_deref().unwrap_or_default(), context, default)?;
+        self.devices(spec, linux)?;
+        // Like runc and crun: images name directories that they do not have.
+        if let Some(process) = spec.process().as_ref().filter(|process| process.cwd() != Path::new("/")) {
+            self.setup.push(Step::EnsureDirectory(process.cwd().clone()));
+        }
+        self.readonly_at_last();
+        Ok(())
+    }
+
+    pub(super) fn mount_each(
+        &mut self,
+        spec: &Spec,
+        mounts: &[Mount],
+        context: &Context<'_>,
+        default: Option<u64>,
+    ) -> Result<(), Error> {
         let root = spec.root().as_ref().map(|root| plain(&context.bundle.join(root.path())));
         // A destination in a root that is the host's own would be that root itself.
         let root = root.as_deref().filter(|root| *root != Path::new("/"));
-        for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        for (index, mount) in mounts.iter().enumerate() {
             self.mount(mount, default, root, context).map_err(|error| match error {
                 Error::InvalidConfig { field, reason } => {
                     Error::InvalidConfig { field: format!("mounts[{index}].{field}"), reason }
@@ -112,16 +117,14 @@ impl Plan {
                 other => other,
             })?;
         }
-        self.devices(spec, linux)?;
-        // Like runc and crun: images name directories that they do not have.
-        if let Some(process) = spec.process().as_ref().filter(|process| process.cwd() != Path::new("/")) {
-            self.setup.push(Step::EnsureDirectory(process.cwd().clone()));
-        }
+        Ok(())
+    }
+
+    pub(super) fn readonly_at_last(&mut self) {
         let is_left_writable = |step: &Step| matches!(step, Step::Mount { mount: MountStep::Filesystem(mount), .. } if mount.readonly_at_last);
         if self.setup.iter().any(is_left_writable) {
             self.setup.push(Step::MountsReadonly);
         }
-        Ok(())
     }
 
     pub(super) fn source(&mut self, source: Source) -> usize {
@@ -331,6 +334,20 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// What the mounts of the host become in the container, and what a bind does that says nothing of it: `None` for the source's own.
+pub(super) fn inherited(linux: &Linux) -> Result<(u64, Option<u64>), Error> {
+    let name = linux.rootfs_propagation().as_deref().filter(|name| !name.is_empty());
+    let bad = |name: &str| invalid("linux.rootfsPropagation", &format!("\"{name}\" is not a propagation"));
+    let flag = name.map(|name| propagation(name).ok_or_else(|| bad(name))).transpose()?.map(|(flag, _)| flag);
+    // Shared would hand our own mounts to the host; the host's mounts still reach us as a slave's, and / is set at the end.
+    let slave = MsFlags::MS_SLAVE.bits();
+    Ok(match flag {
+        Some(flag) if flag == MsFlags::MS_SHARED.bits() => (slave, None),
+        Some(flag) => (flag, Some(flag)),
+        None => (slave, Some(slave)),
+    })
 }
 
 /// Without `.` and doubled slashes; no symlink is looked at.

@@ -141,6 +141,8 @@ pub(crate) enum Step {
         columns: u16,
         rows: u16,
     },
+    /// Of a running container.
+    Unmount(PathBuf),
     /// What was mounted for reading only and had to be written to until here: `/dev`, and what other mounts lie in.
     MountsReadonly,
     /// A directory of the container that is made where it is missing.
@@ -216,6 +218,7 @@ impl Step {
             | Self::MaskedPath(path)
             | Self::WorkingDirectory(path)
             | Self::Sysctl { path, .. }
+            | Self::Unmount(path)
             | Self::Mount { destination: path, .. } => Some(path.clone()),
             Self::Device(node) => Some(node.path.clone()),
             _ => None,
@@ -246,6 +249,7 @@ impl fmt::Display for Step {
             Self::Device(node) => write!(f, "create device {}", node.path.display()),
             Self::Link(path, target) => write!(f, "link {} to {}", path.display(), target.display()),
             Self::Console { .. } => f.write_str("open a terminal"),
+            Self::Unmount(path) => write!(f, "unmount {}", path.display()),
             Self::MountsReadonly => f.write_str("make mounts read-only"),
             Self::EnsureDirectory(path) => write!(f, "make directory {} where it is missing", path.display()),
             Self::RuntimeHooks => f.write_str("run prestart and createRuntime hooks"),

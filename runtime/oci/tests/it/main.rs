@@ -14,6 +14,7 @@ mod kills;
 mod library;
 mod lifecycle;
 mod limits;
+mod more_mounts;
 mod mounts;
 mod namespaces;
 mod network;
