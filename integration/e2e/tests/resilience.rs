@@ -262,8 +262,9 @@ fn killed_while_up_and_down() -> Result<()> {
             let _gone_already = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         starting.wait()?;
-        up(&cluster)?;
-        back(&cluster).with_context(|| format!("killed after {moment} ms"))?;
+        let said = up(&cluster)?;
+        back(&cluster)
+            .with_context(|| format!("killed after {moment} ms; up said {}; the log:\n{}", said.all(), cluster.log_tail()))?;
     }
     let down = cluster.sampan(&["down"])?;
     ensure!(down.code == 0 && down.stderr.contains("nothing is left"), "{}", down.all());

@@ -1,4 +1,4 @@
-//! StopPodSandbox: containers killed, address given back, shim ended. Idempotent; goes on past errors and names them all.
+//! StopPodSandbox: containers killed, shim ended, address given back. Idempotent; goes on past errors and names them all.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -53,16 +53,17 @@ pub(crate) fn take_down(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), 
     for container in node.containers_of(&sandbox.id) {
         note(container::stop::kill(node, &container, KILLED_WITHIN));
     }
+    // Before the network: a sandbox whose shim lives is ready, and a daemon killed here would start containers in it anew.
+    note(end_shim(node, sandbox));
+    // What was created and never started has ended with its shim.
+    for container in node.containers_of(&sandbox.id) {
+        note(adopt::bury(node, &container));
+    }
     let (record, _) = sandbox.facts();
     if let Some(network) = &record.network {
         let netns = sandbox.dir.join("ns/net");
         let pod = network::Pod { id: &sandbox.id, config: &record.config, netns: netns.exists().then_some(netns) };
         note(network::del(&node.config.cni, &pod, network).map_err(Error::from));
-    }
-    note(end_shim(node, sandbox));
-    // What was created and never started has ended with its shim.
-    for container in node.containers_of(&sandbox.id) {
-        note(adopt::bury(node, &container));
     }
     for name in ["shm", "ns/net", "ns/ipc", "ns/uts", "ns/pid", "ns/user"] {
         note(unmount(&sandbox.dir.join(name)));
