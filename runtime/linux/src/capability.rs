@@ -82,25 +82,23 @@ fn in_bounding(number: u8) -> Result<bool, Errno> {
     Ok(check(libc::c_long::from(answer))? == 1)
 }
 
-/// What of the sets this process can have at all: its bounding set.
-pub fn current_bounding() -> Set {
-    let mut set = Set::EMPTY;
-    for number in 0..64 {
-        match in_bounding(number) {
-            Ok(true) => set.insert(number),
-            Ok(false) => {}
-            Err(_) => break,
-        }
-    }
-    set
-}
-
-/// Drops from the bounding set all that `keep` does not hold; needs CAP_SETPCAP.
+/// Drops from the bounding set all that `keep` does not hold; needs CAP_SETPCAP where there is something to drop.
 pub fn limit_bounding(keep: Set) -> Result<(), Errno> {
-    for number in current_bounding().difference(keep).numbers() {
+    for number in (0..64).filter(|number| !keep.contains(*number)) {
         // SAFETY: PR_CAPBSET_DROP takes one integer.
         let answer = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) };
-        check(libc::c_long::from(answer))?;
+        match check(libc::c_long::from(answer)) {
+            Ok(_) => {}
+            // PR_CAPBSET_DROP(2const): beyond the last capability that this kernel knows.
+            Err(Errno::EINVAL) => return Ok(()),
+            // Who may not drop may lack it already.
+            Err(Errno::EPERM) => match in_bounding(number) {
+                Ok(false) => {}
+                Ok(true) => return Err(Errno::EPERM),
+                Err(_) => return Ok(()),
+            },
+            Err(errno) => return Err(errno),
+        }
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod syscall;
 
+pub mod allocator;
 pub mod capability;
 pub mod cgroup;
 pub mod clone;

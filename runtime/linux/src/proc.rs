@@ -1,7 +1,6 @@
 //! A procfs handle that nobody can have mounted over: every write below /proc goes through it (CVE-2025-52881).
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -64,11 +63,26 @@ pub fn is_root(fd: impl AsFd) -> Result<bool, Errno> {
 /// Most of what the kernel writes fits; the rest is read in further pieces.
 const TEXT_BYTES: usize = 4096;
 
-/// A whole file of procfs, cgroupfs or the like. They say that they are empty, so that `std::fs` would begin with 32 bytes and double.
+/// A whole file of procfs, cgroupfs or the like. They say that they are empty, so that `std::fs` would begin with 32 bytes and double, and
+/// ask for size and position before.
 pub fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::with_capacity(TEXT_BYTES);
-    File::open(path)?.read_to_string(&mut text)?;
-    Ok(text)
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = nix::fcntl::openat(nix::fcntl::AT_FDCWD, path, flags, Mode::empty())?;
+    let mut text = vec![0; TEXT_BYTES];
+    let mut length = 0;
+    loop {
+        match nix::unistd::read(&file, &mut text[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if length == text.len() {
+            text.resize(length * 2, 0);
+        }
+    }
+    text.truncate(length);
+    String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]

@@ -105,9 +105,26 @@ impl Root {
     pub fn ensure_dir(&self, path: &Path, mode: Mode) -> Result<OwnedFd, Errno> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         match self.open(path, flags) {
-            Err(Errno::ENOENT) => self.make_dirs(path, mode, 0),
+            Err(Errno::ENOENT) => match self.make_last_dir(path, mode) {
+                Err(Errno::ENOENT | Errno::EEXIST) => self.make_dirs(path, mode, 0),
+                other => other,
+            },
             other => other,
         }
+    }
+
+    /// Mostly only the last of a path is missing, which costs fewer calls than a walk.
+    fn make_last_dir(&self, path: &Path, mode: Mode) -> Result<OwnedFd, Errno> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        let mut components: Vec<_> = normal(path).collect();
+        let name = components.pop().ok_or(Errno::ENOENT)?;
+        if components.is_empty() {
+            mkdirat(&self.fd, name, mode)?;
+        } else {
+            let parent: PathBuf = components.into_iter().collect();
+            mkdirat(&self.open(&parent, flags)?, name, mode)?;
+        }
+        self.open(path, flags)
     }
 
     fn make_dirs(&self, path: &Path, mode: Mode, links: u32) -> Result<OwnedFd, Errno> {

@@ -279,6 +279,13 @@ impl Cgroup {
         first.map_or(Ok(()), Err)
     }
 
+    /// Removes a cgroup without processes and children, by one call in each hierarchy. False where something is left.
+    pub fn remove_if_empty(&self) -> bool {
+        let is_left =
+            |place: &&Place| fs::remove_dir(place.join(self.path())).is_err_and(|error| !file::is_gone(&error));
+        self.hierarchy().places().iter().filter(is_left).count() == 0
+    }
+
     fn remove_from(&self, place: &Place, deadline: Instant) -> Result<(), Error> {
         let directory = place.join(self.path());
         loop {

@@ -131,8 +131,7 @@ fn standard_streams(uid: u32, gid: u32) -> Done {
 
 fn identity(uid: u32, gid: u32, groups: Option<&[u32]>, wanted: Sets, keep_admin: bool) -> Done {
     // Like runc, what the host itself does not have is left out.
-    let available = capability::current_bounding();
-    let (_, permitted) = capability::current()?;
+    let (_, have) = capability::current()?;
     capability::limit_bounding(wanted.bounding)?;
     nix::sys::prctl::set_keepcaps(true)?;
     match process::set_identity(uid, gid, groups) {
@@ -140,7 +139,6 @@ fn identity(uid: u32, gid: u32, groups: Option<&[u32]>, wanted: Sets, keep_admin
         Err(Errno::EPERM) if groups.is_some_and(<[u32]>::is_empty) => process::set_identity(uid, gid, None)?,
         other => other?,
     }
-    let have = permitted.intersection(available.union(permitted));
     let wanted = Sets {
         bounding: wanted.bounding,
         effective: wanted.effective.intersection(have),
