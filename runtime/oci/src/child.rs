@@ -11,6 +11,7 @@ mod mounts;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -170,6 +171,8 @@ struct Held {
     /// The root lies at its own path of the host, not over the old root.
     root_has_path: bool,
     proc: Option<Proc>,
+    /// Where the last node or link was made: the next one mostly lies beside it.
+    directory: Option<(PathBuf, OwnedFd)>,
     null: Option<OwnedFd>,
     /// Mounts that are to be read-only, and are not yet.
     writable: Vec<OwnedFd>,
@@ -335,6 +338,8 @@ fn deadly_signals() -> SigSet {
 }
 
 fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
+    // Whatever is done in between may mount over it.
+    held.directory.take_if(|_| !matches!(step, Step::Device(_) | Step::Link(..)));
     match step {
         Step::Session => {
             nix::unistd::setsid()?;

@@ -46,7 +46,10 @@ pub fn delete(root: &StateRoot, id: &ContainerId, deletion: Deletion) -> Result<
     if status != Status::Stopped {
         results.push(end(&record));
     }
-    if cgroup.exists() {
+    // Mostly nobody is left by now. A unit is first stopped by who made it.
+    if record.unit.is_none() && cgroup.remove_if_empty() {
+        results.push(Ok(()));
+    } else if cgroup.exists() {
         results.push(cgroup.kill().map_err(Error::from));
         results.push(confine::remove(&cgroup, record.unit.as_ref()));
     } else if let Some(unit) = &record.unit {

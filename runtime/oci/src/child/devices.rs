@@ -1,7 +1,7 @@
 //! /dev: nodes, symlinks, the terminal. Every path below the root is opened through it.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
@@ -23,20 +23,28 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
 }
 
 /// An image's own /dev may be a symlink, and then its devices would be made elsewhere (CVE-2026-41579).
-fn parent_of(path: &Path, held: &Held) -> Result<(OwnedFd, std::path::PathBuf), Refusal> {
-    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
-    if !path.starts_with("/dev") {
-        return Ok(root.ensure_parent(path)?);
+fn parent_of<'held>(path: &Path, held: &'held mut Held) -> Result<(BorrowedFd<'held>, PathBuf), Refusal> {
+    let (directory, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name());
+    if let Some(name) = name.filter(|_| held.directory.as_ref().is_some_and(|(open, _)| open == directory)) {
+        let (_, open) = held.directory.as_ref().ok_or(Errno::ENOENT)?;
+        return Ok((open.as_fd(), PathBuf::from(name)));
     }
-    root.ensure_plain_parent(path).map_err(|errno| match errno {
-        Errno::ELOOP | Errno::ENOTDIR => {
-            Refusal::said(errno, "its directory must be an ordinary one, without symlinks")
-        }
-        errno => errno.into(),
-    })
+    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
+    let (open, name) = if path.starts_with("/dev") {
+        root.ensure_plain_parent(path).map_err(|errno| match errno {
+            Errno::ELOOP | Errno::ENOTDIR => {
+                Refusal::said(errno, "its directory must be an ordinary one, without symlinks")
+            }
+            errno => errno.into(),
+        })?
+    } else {
+        root.ensure_parent(path)?
+    };
+    let open: &OwnedFd = &held.directory.insert((directory.to_owned(), open)).1;
+    Ok((open.as_fd(), name))
 }
 
-fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
+fn device(node: &DeviceNode, child: &mut Child<'_>, held: &mut Held) -> Done {
     if let Some(source) = node.bind {
         let is_open = child.sources.get(source).is_some_and(Option::is_some);
         let tree = mounts::take(source, child)?;
@@ -48,10 +56,10 @@ fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
     let (parent, name) = parent_of(&node.path, held)?;
     let (kind, number) = kind_and_number(node);
     // mknod(2) follows no symlink at the last step; the mode is exact since the umask is 0 by then.
-    match mknodat(&parent, name.as_path(), kind, Mode::from_bits_truncate(node.mode), number) {
+    match mknodat(parent, name.as_path(), kind, Mode::from_bits_truncate(node.mode), number) {
         Ok(()) => {}
         Err(Errno::EEXIST) => {
-            let found = fstatat(&parent, name.as_path(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            let found = fstatat(parent, name.as_path(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
             // What the image put there must be just that device, or it would pass for it.
             if !is_device(&found, node) {
                 return Err(Refusal::said(Errno::EEXIST, "something else is there"));
@@ -64,13 +72,13 @@ fn device(node: &DeviceNode, child: &mut Child<'_>, held: &Held) -> Done {
     }
     if node.uid != 0 || node.gid != 0 {
         let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
-        nix::unistd::fchownat(&parent, name.as_path(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        nix::unistd::fchownat(parent, name.as_path(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
     }
     Ok(())
 }
 
 /// What the host has at the same path.
-fn host_device(node: &DeviceNode, held: &Held) -> Done {
+fn host_device(node: &DeviceNode, held: &mut Held) -> Done {
     let tree = mount::open_tree(nix::fcntl::AT_FDCWD, &node.path, Tree::Clone).map_err(|errno| {
         Refusal::said(Errno::EPERM, format!("and the host's own cannot be bound: {}", errno.desc()))
     })?;
@@ -78,13 +86,13 @@ fn host_device(node: &DeviceNode, held: &Held) -> Done {
     attach_device(&tree, node, held)
 }
 
-fn attach_device(tree: &OwnedFd, node: &DeviceNode, held: &Held) -> Done {
-    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
+fn attach_device(tree: &OwnedFd, node: &DeviceNode, held: &mut Held) -> Done {
     // The host may have anything at that path.
     if !is_device(&fstat(tree)?, node) {
         return Err(Refusal::said(Errno::ENODEV, "the host has something else there"));
     }
     parent_of(&node.path, held)?;
+    let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
     let target = root.ensure_file_nofollow(&node.path, Mode::from_bits_truncate(0o666))?;
     Ok(mount::attach(tree, &target)?)
 }
@@ -102,24 +110,24 @@ fn is_device(found: &FileStat, node: &DeviceNode) -> bool {
     SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == kind && found.st_rdev == number
 }
 
-fn link(path: &Path, target: &Path, held: &Held) -> Done {
+fn link(path: &Path, target: &Path, held: &mut Held) -> Done {
     let (parent, name) = parent_of(path, held)?;
-    match nix::unistd::symlinkat(target, &parent, name.as_path()) {
+    match nix::unistd::symlinkat(target, parent, name.as_path()) {
         Err(Errno::EEXIST) => {}
         other => return Ok(other?),
     }
-    if nix::fcntl::readlinkat(&parent, name.as_path()).is_ok_and(|found| Path::new(&found) == target) {
+    if nix::fcntl::readlinkat(parent, name.as_path()).is_ok_and(|found| Path::new(&found) == target) {
         return Ok(());
     }
     // An image may bring its own; only the multiplexer must be the container's own devpts's, or terminals would be the host's.
     if path != Path::new("/dev/ptmx") {
         return Ok(());
     }
-    nix::unistd::unlinkat(&parent, name.as_path(), UnlinkatFlags::NoRemoveDir)?;
-    Ok(nix::unistd::symlinkat(target, &parent, name.as_path())?)
+    nix::unistd::unlinkat(parent, name.as_path(), UnlinkatFlags::NoRemoveDir)?;
+    Ok(nix::unistd::symlinkat(target, parent, name.as_path())?)
 }
 
-fn console(bind: bool, size: Size, child: &Child<'_>, held: &Held) -> Done {
+fn console(bind: bool, size: Size, child: &Child<'_>, held: &mut Held) -> Done {
     let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
     // By the directory, so that nothing is opened before it is known to be a devpts (CVE-2025-52565).
     let said = |errno: Errno| Refusal::said(errno, "/dev/pts/ptmx");
@@ -128,6 +136,7 @@ fn console(bind: bool, size: Size, child: &Child<'_>, held: &Held) -> Done {
     let slave = take_terminal(ptmx, size, child)?;
     if bind {
         parent_of(Path::new("/dev/console"), held)?;
+        let root = held.root.as_ref().ok_or(Errno::ENOENT)?;
         let target = root.ensure_file_nofollow(Path::new("/dev/console"), Mode::from_bits_truncate(0o600))?;
         let tree = mount::open_tree(slave.as_fd(), Path::new(""), Tree::Clone)?;
         mount::attach(&tree, &target)?;

@@ -119,7 +119,9 @@ impl Global {
     }
 }
 
+/// The flags of a command are put together only when it is called, or its help is asked for.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// Save a running container's state with criu.
     Checkpoint(Box<Checkpoint>),

@@ -19,7 +19,7 @@ pub(crate) enum NetworkLock {
     Skip,
 }
 
-/// What both directions take.
+// What both directions take. No docstring: clap would take it for what the command is about.
 #[derive(Debug, Args)]
 pub(crate) struct Dumping {
     /// Directory of criu's images.

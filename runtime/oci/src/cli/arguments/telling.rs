@@ -9,7 +9,7 @@ pub(crate) enum ExplainFormat {
     Json,
 }
 
-/// How a container comes to be, told to who wants to know.
+// How a container comes to be, told to who wants to know. No docstring: clap would take it for what the command is about.
 #[derive(Debug, Args)]
 pub(crate) struct Telling {
     /// Tell each step on standard error as it is done: its system call, what it isolates, why, how long it took.

@@ -14,7 +14,7 @@ pub(crate) struct Update {
     pub id: String,
 }
 
-/// What can be said without a file.
+// What can be said without a file. No docstring: clap would take it for what the command is about.
 #[derive(Debug, Default, PartialEq, Eq, Args)]
 pub(crate) struct Limits {
     /// 10 to 1000.

@@ -29,7 +29,7 @@ pub(crate) fn parse() -> Result<Typed, Error> {
     if words.len() == 1 || words.iter().any(|word| word == "-h" || word == "--help") {
         command = with_help(command);
     }
-    let words = if words.iter().any(is_valued_switch) { plain_switches(&command, words) } else { words };
+    let words = if words.iter().any(is_valued_switch) { plain_switches(words) } else { words };
     match command.try_get_matches_from(words).and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => Ok(Typed::Command(Box::new(arguments))),
         Err(error) => match error.kind() {
@@ -77,8 +77,11 @@ fn is_valued_switch(word: &std::ffi::OsString) -> bool {
 
 /// `--detach=true` is `--detach`, `--detach=false` is nothing; where the flag is a switch. The same name may be a switch after the
 /// command's name and a flag with a value before it.
-fn plain_switches(command: &clap::Command, words: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
-    let mut here = command;
+fn plain_switches(words: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    let mut command = Arguments::command();
+    // The flags of the commands are not there before.
+    command.build();
+    let mut here = &command;
     let mut plain = Vec::with_capacity(words.len());
     for word in words {
         let is_switch = |name: &str| {
@@ -89,7 +92,7 @@ fn plain_switches(command: &clap::Command, words: Vec<std::ffi::OsString>) -> Ve
             Some((name, "true")) if is_switch(name) => plain.push(format!("--{name}").into()),
             Some((name, "false")) if is_switch(name) => {}
             _ => {
-                if std::ptr::eq(here, command) {
+                if std::ptr::eq(here, &raw const command) {
                     here = word.to_str().and_then(|word| command.find_subcommand(word)).unwrap_or(here);
                 }
                 plain.push(word);
@@ -105,10 +108,24 @@ mod tests {
 
     #[test]
     fn switches_take_values_as_go_writes_them() {
-        let command = Arguments::command();
         let words = ["x", "--debug=true", "--rootless=false", "run", "--detach=false", "--keep=true", "id"];
-        let plain = plain_switches(&command, words.iter().map(Into::into).collect());
+        let plain = plain_switches(words.iter().map(Into::into).collect());
         assert_eq!(plain, ["x", "--debug", "--rootless=false", "run", "--keep", "id"]);
+    }
+
+    #[test]
+    fn a_command_is_about_what_the_list_says() {
+        let (listed, mut built) = (Arguments::command(), Arguments::command());
+        built.build();
+        for command in listed.get_subcommands() {
+            let name = command.get_name();
+            let with_flags = built.find_subcommand(name).expect("built");
+            assert_eq!(
+                command.get_about().map(ToString::to_string),
+                with_flags.get_about().map(ToString::to_string),
+                "{name}"
+            );
+        }
     }
 
     #[test]
