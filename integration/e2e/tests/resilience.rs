@@ -263,8 +263,9 @@ fn killed_while_up_and_down() -> Result<()> {
         }
         starting.wait()?;
         let said = up(&cluster)?;
-        back(&cluster)
-            .with_context(|| format!("killed after {moment} ms; up said {}; the log:\n{}", said.all(), cluster.log_tail()))?;
+        back(&cluster).with_context(|| {
+            format!("killed after {moment} ms; up said {}; the log:\n{}", said.all(), cluster.log_tail())
+        })?;
     }
     let down = cluster.sampan(&["down"])?;
     ensure!(down.code == 0 && down.stderr.contains("nothing is left"), "{}", down.all());
