@@ -312,9 +312,17 @@ pub fn pivot_root(new_root: impl AsFd) -> Result<(), Errno> {
 ///
 /// The host's mounts stay below, but for its views of the kernel; see `views.rs`.
 pub fn move_and_chroot(new_root: impl AsFd) -> Result<(), Errno> {
+    views::take_away_outside(&new_root)?;
     nix::unistd::fchdir(new_root)?;
-    views::take_away_outside(&nix::unistd::getcwd()?)?;
     nix::mount::mount(Some("."), "/", None::<&Path>, MsFlags::MS_MOVE, None::<&Path>)?;
+    nix::unistd::chroot(".")?;
+    nix::unistd::chdir("/")
+}
+
+/// The same for a new root that lies over the old one already.
+pub fn chroot_over(new_root: impl AsFd) -> Result<(), Errno> {
+    views::take_away_outside(&new_root)?;
+    nix::unistd::fchdir(new_root)?;
     nix::unistd::chroot(".")?;
     nix::unistd::chdir("/")
 }

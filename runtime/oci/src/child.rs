@@ -164,12 +164,23 @@ pub(crate) struct TerminalUser {
     pub uid: u32,
 }
 
+/// Where the new root lies before it is the root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum RootPlace {
+    /// In a mount namespace that is not the container's alone.
+    #[default]
+    Others,
+    /// Over the old root.
+    OverRoot,
+    /// At its own path of the host.
+    OwnPath,
+}
+
 /// What the steps hand on to each other.
 #[derive(Debug, Default)]
 struct Held {
     root: Option<Root>,
-    /// The root lies at its own path of the host, not over the old root.
-    root_has_path: bool,
+    root_place: RootPlace,
     proc: Option<Proc>,
     /// Where the last node or link was made: the next one mostly lies beside it.
     directory: Option<(PathBuf, OwnedFd)>,

@@ -13,7 +13,7 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use runtime_linux::mount::{self, Change, Filesystem, Overlay, Reach, Tree, attribute};
 use runtime_linux::rooted::Root;
 
-use super::{Child, Done, Held, Refusal, copy_up, devices};
+use super::{Child, Done, Held, Refusal, RootPlace, copy_up, devices};
 use crate::plan::{BindMount, Data, FilesystemMount, MountAttributes, MountStep, Opener, Step};
 use crate::sources;
 use crate::sync::{self, Order, Report};
@@ -44,10 +44,10 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
         Step::EnsureDirectory(path) => ensure_directory(path, held)?,
         Step::PivotRoot => match mount::pivot_root(root(held)?) {
             // pivot_root(2): the host's root is its initramfs, which cannot be left.
-            Err(Errno::EINVAL) => chroot(held)?,
+            Err(Errno::EINVAL) => chroot(child, held)?,
             other => other?,
         },
-        Step::Chroot => chroot(held)?,
+        Step::Chroot => chroot(child, held)?,
         Step::RootPropagation(flag) => root_propagation(MsFlags::from_bits_truncate(*flag))?,
         Step::RootReadonly => {
             let change = Change { set: attribute::RDONLY, ..Change::default() };
@@ -65,13 +65,18 @@ fn root(held: &Held) -> Result<&Root, Errno> {
 }
 
 /// Where the kernel cannot pivot. The new root lies over the old one already, or is moved there; see `attach_root`.
-fn chroot(held: &Held) -> Done {
-    if held.root_has_path {
-        return Ok(mount::move_and_chroot(root(held)?)?);
+fn chroot(child: &Child<'_>, held: &Held) -> Done {
+    let root = root(held)?;
+    match if child.joins_mounts { RootPlace::Others } else { held.root_place } {
+        RootPlace::OwnPath => Ok(mount::move_and_chroot(root)?),
+        RootPlace::OverRoot => Ok(mount::chroot_over(root)?),
+        // What else is mounted there is not ours to take away.
+        RootPlace::Others => {
+            nix::unistd::fchdir(root)?;
+            nix::unistd::chroot(".")?;
+            Ok(nix::unistd::chdir("/")?)
+        }
     }
-    nix::unistd::fchdir(root(held)?)?;
-    nix::unistd::chroot(".")?;
-    Ok(nix::unistd::chdir("/")?)
 }
 
 fn propagation(flag: u64) -> Done {
@@ -149,7 +154,7 @@ fn root_overlay(overlay: &Overlay, held: &mut Held) -> Done {
 fn attach_root(tree: OwnedFd, at: Option<&Path>, held: &mut Held) -> Done {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let own = at.and_then(|path| nix::fcntl::open(path, flags, Mode::empty()).ok());
-    held.root_has_path = own.is_some();
+    held.root_place = if own.is_some() { RootPlace::OwnPath } else { RootPlace::OverRoot };
     let target = match own {
         Some(own) => own,
         None => nix::fcntl::open("/", flags, Mode::empty())?,

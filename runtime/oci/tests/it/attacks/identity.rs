@@ -132,3 +132,25 @@ fn no_capabilities_are_none() {
         assert!(out.contains(&format!("{name}:\t0000000000000000")), "{name}: {out}");
     }
 }
+
+/// A whole procfs left somewhere in the mount namespace is what the kernel wants to see before it mounts another for a user namespace; that
+/// one has no masks. Where the root changes without pivot_root the host's own would be left below the new root.
+#[test]
+fn a_user_namespace_inside_mounts_no_bare_procfs() {
+    let script = "busybox unshare -mrpf sh -c 'mount -t proc none /proc && echo bare' || echo refused";
+    let mut world = World::new(&["sh", "-c", script]);
+    for set in ["bounding", "permitted", "effective"] {
+        world.config["process"]["capabilities"][set] = json!(["CAP_SETFCAP", "CAP_SYS_ADMIN"]);
+    }
+    // Where a hook looks for the root at its own path, it is moved.
+    for hooks in [json!({}), json!({"createContainer": [{"path": "/bin/true"}]})] {
+        world.config["hooks"] = hooks;
+        for flags in [&["run"][..], &["run", "--no-pivot"]] {
+            world.save();
+            let output = world.command().args(flags).arg("--bundle").arg(world.bundle()).arg(&world.id).output();
+            let said = crate::harness::Said::from(output.expect("run"));
+            assert_eq!(said.out, "refused\n", "{flags:?}: {said:?}");
+        }
+    }
+    world.assert_gone();
+}
