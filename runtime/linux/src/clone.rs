@@ -12,6 +12,8 @@ use crate::syscall::check;
 /// `clone3` flags, by their kernel names.
 pub const CLONE_NEWTIME: u64 = 0x80;
 pub const CLONE_PARENT: u64 = 0x8000;
+/// One table of descriptors for both.
+pub const CLONE_FILES: u64 = 0x400;
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -39,7 +41,7 @@ pub enum Cloned {
     Child,
 }
 
-/// Forks into the namespaces of `flags` (`CLONE_NEW*`, `CLONE_PARENT`); `cgroup` is a cgroup v2 directory.
+/// Forks into the namespaces of `flags` (`CLONE_NEW*`, `CLONE_PARENT`, `CLONE_FILES`); `cgroup` is a cgroup v2 directory.
 pub fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
     let mut pidfd: i32 = -1;
     let mut arguments = Arguments {

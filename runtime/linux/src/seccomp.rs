@@ -6,6 +6,7 @@
 
 mod architecture;
 mod compile;
+mod listener;
 mod program;
 
 use std::os::fd::OwnedFd;
@@ -14,6 +15,7 @@ use nix::errno::Errno;
 use oci_spec::runtime::LinuxSeccompFilterFlag;
 
 pub use compile::{Error, compile};
+pub use listener::load_and_hand_over;
 pub use program::Instruction;
 
 use crate::syscall::check;

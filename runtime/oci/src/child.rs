@@ -10,7 +10,7 @@ mod identity;
 mod mounts;
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -373,10 +373,7 @@ fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
         Step::Domainname(name) => process::set_domainname(name)?,
         Step::Sysctl { path, value, .. } => proc(held)?.write(path, value.as_bytes())?,
         Step::Seccomp(filter) => {
-            let notifications = seccomp::load(filter)?;
-            if let (Some(fd), Some((agent, metadata))) = (notifications, child.agent.take()) {
-                hand_to_agent(&fd, &agent, metadata, &child.state)?;
-            }
+            seccomp_filter(filter, child)?;
         }
         Step::Exec => exec(child, held)?,
         Step::Propagation(_)
@@ -477,7 +474,23 @@ fn run_hooks(moment: Moment, child: &mut Child<'_>, held: &Held) -> Done {
 }
 
 /// runtime-spec 1.3, "The Container Process State": the descriptor goes along with the state.
-fn hand_to_agent(fd: &OwnedFd, agent: &OwnedFd, metadata: String, state: &State) -> Done {
+fn seccomp_filter(filter: &seccomp::Filter, child: &mut Child<'_>) -> Done {
+    let agent = child.agent.take().filter(|_| filter.notifies());
+    let Some((agent, metadata)) = agent else {
+        seccomp::load(filter)?;
+        return Ok(());
+    };
+    let message = for_agent(metadata, &child.state);
+    seccomp::load_and_hand_over(filter, |listener| {
+        runtime_linux::fd_passing::send(&agent, message.as_bytes(), &[listener]).map(drop)
+    })?;
+    // Closed by the exec, not here: under the filter every call may be one too many.
+    let _number = agent.into_raw_fd();
+    Ok(())
+}
+
+/// runtime-spec 1.3, "The Container Process State".
+fn for_agent(metadata: String, state: &State) -> String {
     // The program does not run yet; runc and crun say so too.
     let state = State { status: Status::Creating, ..state.clone() };
     let mut message = serde_json::json!({
@@ -486,8 +499,7 @@ fn hand_to_agent(fd: &OwnedFd, agent: &OwnedFd, metadata: String, state: &State)
     if !metadata.is_empty() {
         message["metadata"] = metadata.into();
     }
-    runtime_linux::fd_passing::send(agent, message.to_string().as_bytes(), &[fd.as_fd()])?;
-    Ok(())
+    message.to_string()
 }
 
 fn exec(child: &Child<'_>, held: &Held) -> Done {

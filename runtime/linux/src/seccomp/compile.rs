@@ -28,8 +28,6 @@ const DATA: u32 = 0xffff;
 pub enum Error {
     #[error("SCMP_ACT_NOTIFY cannot be the default action: nobody could answer for the process's own start")]
     NotifyByDefault,
-    #[error("SCMP_ACT_NOTIFY cannot be used for the write syscall: the start of the container would hang")]
-    NotifyWrite,
     #[error("{call}: argument index {index} is not in 0..6")]
     ArgumentIndex { call: String, index: usize },
     #[error("{action} takes no errno, and the configuration gives {errno}")]
@@ -76,7 +74,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, Error> {
                 return Err(Error::NoNames { action: rule.action().to_string() });
             }
             for name in rule.names() {
-                check_rule(name, rule, decision)?;
+                check_rule(name, rule)?;
                 if let Some(number) = numbers.get(name.as_str()) {
                     known.insert(name.as_str());
                     add(block, *number, rule, decision);
@@ -132,10 +130,7 @@ fn flags(profile: &LinuxSeccomp, rules: &[LinuxSyscall]) -> Result<u32, Error> {
     Ok(flags)
 }
 
-fn check_rule(name: &str, rule: &LinuxSyscall, decision: u32) -> Result<(), Error> {
-    if decision == NOTIFY && name == "write" {
-        return Err(Error::NotifyWrite);
-    }
+fn check_rule(name: &str, rule: &LinuxSyscall) -> Result<(), Error> {
     match rule.args().iter().flatten().find(|argument| argument.index() > 5) {
         Some(argument) => Err(Error::ArgumentIndex { call: name.to_owned(), index: argument.index() }),
         None => Ok(()),

@@ -22,5 +22,6 @@ mod process;
 mod propagation;
 mod resources;
 mod rootless;
+mod seccomp_agent;
 mod specification;
 mod systemd;
