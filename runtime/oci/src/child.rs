@@ -213,6 +213,11 @@ pub(crate) fn run(mut child: Child<'_>) -> ! {
             fail(&child.sync, at(index, refusal));
         }
     }
+    // Before anybody hears of us: whoever is told of a created container may signal it at once, and the first of a PID namespace that does
+    // not listen yet would never know.
+    if child.listener.is_some() && deadly_signals().thread_block().is_err() {
+        exit_now(1);
+    }
     // A parent that is gone has left a record without us: then we must not be either.
     if sync::send_report(&child.sync, &Report::Ready).is_err() {
         exit_now(1);
@@ -309,14 +314,14 @@ fn enter(child: &mut Child<'_>, held: &mut Held) -> Done {
     Ok(child.join_namespaces()?)
 }
 
-/// After the commit: the first who connects and says so starts us. A connection that says nothing is a question whether we are there.
+/// After the commit, with the deadly signals blocked: the first who connects and says so starts us. A connection that says nothing is a
+/// question whether we are there.
 fn wait_for_start(sync: &OwnedFd, listener: &OwnedFd) -> Result<(OwnedFd, Watch), Errno> {
     match sync::receive_order(sync)? {
         Order::Commit => {}
         _ => return Err(Errno::EPROTO),
     }
     let deadly = deadly_signals();
-    deadly.thread_block()?;
     let signals = SignalFd::with_flags(&deadly, SfdFlags::SFD_CLOEXEC)?;
     loop {
         let mut ready =
