@@ -3,6 +3,7 @@
 mod statistics;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,33 +38,49 @@ fn print_statistics(id: &ContainerId, cgroup: &Cgroup) -> Result<(), Error> {
     print(&format!("{{\"type\":\"stats\",\"id\":\"{id}\",\"data\":{data}}}\n"))
 }
 
+/// Cgroup v1 tells of the shortage, once, and counts the kill when that is done.
+const KILL_TAKES_MAX: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// Each time something happens or the interval is over, until the container ends.
 fn watch(id: &ContainerId, cgroup: &Cgroup, process: &OwnedFd, interval: PollTimeout) -> Result<u8, Error> {
     // A host without the memory controller has no such events; statistics it has all the same.
     let watch = cgroup.watch_oom().ok();
     let mut kills = cgroup.oom_kills().map_err(runtime_oci::Error::from)?;
-    let mut next = std::time::Instant::now() + duration(interval);
+    let mut next = Instant::now() + duration(interval);
+    let mut uncounted_until: Option<Instant> = None;
     loop {
-        let left = next.saturating_duration_since(std::time::Instant::now());
-        let timeout = PollTimeout::try_from(left + std::time::Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        let (has_ended, has_event) = wait(process, watch.as_ref(), timeout)?;
-        if has_event && let Some(now) = watch.as_ref().and_then(|watch| watch.kills().ok().flatten()) {
-            for _ in kills..now {
-                print(&format!("{{\"type\":\"oom\",\"id\":\"{id}\"}}\n"))?;
-            }
-            kills = kills.max(now);
+        let mut left = next.saturating_duration_since(Instant::now());
+        if uncounted_until.is_some() {
+            left = left.min(LOOK_AGAIN);
         }
+        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let (has_ended, has_event) = wait(process, watch.as_ref(), timeout)?;
+        let now = Instant::now();
+        if has_event {
+            uncounted_until = Some(now + KILL_TAKES_MAX);
+        }
+        if (has_ended || uncounted_until.is_some())
+            && let Some(counted) = watch.as_ref().and_then(|watch| watch.kills().ok().flatten())
+        {
+            for _ in kills..counted {
+                print(&format!("{{\"type\":\"oom\",\"id\":\"{id}\"}}\n"))?;
+                uncounted_until = None;
+            }
+            kills = kills.max(counted);
+        }
+        uncounted_until = uncounted_until.filter(|until| now < *until);
         if has_ended {
             return Ok(0);
         }
-        if next <= std::time::Instant::now() {
+        if next <= now {
             print_statistics(id, cgroup)?;
-            next = std::time::Instant::now() + duration(interval);
+            next = now + duration(interval);
         }
     }
 }
 
-fn duration(timeout: PollTimeout) -> std::time::Duration {
+fn duration(timeout: PollTimeout) -> Duration {
     timeout.duration().unwrap_or_default()
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::World;
+use crate::harness::{World, eventually};
 
 #[test]
 fn a_tiny_memory_limit_starts_and_a_larger_one_kills() {
@@ -51,4 +51,24 @@ fn a_cgroup_of_others_is_not_taken() {
     second.config["linux"]["cgroupsPath"] = json!(format!("/{}", first.id));
     assert!(second.run().bad().contains("holds processes of somebody else"));
     assert_eq!(first.status(), "running");
+}
+
+/// The v1 kernel tells of a shortage before it kills, and counts the kill when that is done.
+#[test]
+fn a_kill_for_memory_is_an_event() {
+    let mut world = World::new(&["sleep", "600"]);
+    world.config["linux"]["resources"] = json!({"memory": {"limit": 33_554_432, "swap": 33_554_432}});
+    world.start_all();
+    let log = world.path("events");
+    let file = std::fs::File::create(&log).expect("create");
+    let mut events = world.command().args(["events", &world.id]).stdout(file).spawn().expect("events");
+    let text = || std::fs::read_to_string(&log).expect("read");
+    eventually("statistics", || text().contains("\"type\":\"stats\""));
+    let said = world.oci(&["exec"], &["sh", "-c", "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done"]);
+    assert_eq!(said.code, 137, "{said:?}");
+    let line = format!("{{\"type\":\"oom\",\"id\":\"{}\"}}\n", world.id);
+    eventually("the event", || text().contains(&line));
+    world.oci(&["kill"], &["KILL"]).good();
+    assert!(events.wait().expect("wait").success());
+    assert_eq!(text().matches(&line).count(), 1);
 }
