@@ -361,7 +361,7 @@ fn wait_empty(directory: &Path, version: Version, deadline: Instant) -> Result<b
         }
         // Not populated and still busy: the last task is between its exit and its release. No event tells of that.
         look_again();
-        return Ok(true);
+        return Ok(Instant::now() < deadline);
     }
     let mut present = BTreeSet::new();
     pids_below(directory, &mut present)?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use runtime_linux::cgroup::{Cgroup, Hierarchy};
+use runtime_linux::cgroup::{Cgroup, Hierarchy, Mode};
 use serde_json::{Value, json};
 
 use crate::harness::{Said, World};
@@ -113,6 +113,48 @@ fn no_pids_at_all_are_one() {
     world.config["linux"]["resources"]["pids"] = json!({"limit": 0});
     world.start_all();
     assert_eq!(limit(&world, &["pids.max"]), "1");
+}
+
+#[test]
+fn files_that_no_controller_has_are_told_by_what_is_missing() {
+    for (file, words) in [
+        ("foo.bar", "controller `foo` is not available under /sys/fs/cgroup"),
+        ("NO-KEY", "has not the form CONTROLLER.VALUE `NO-KEY`"),
+        ("cgroup.bar", "unified.cgroup.bar: must be the name of a controller's file"),
+    ] {
+        let mut world = World::new(&["true"]);
+        world.config["linux"]["resources"]["unified"] = json!({file: "1"});
+        let said = world.run().bad();
+        assert!(said.contains(words), "{file}: {said}");
+        world.assert_gone();
+    }
+    let mut world = World::new(&["true"]);
+    world.config["linux"]["resources"]["unified"] = json!({"memory.bar": "1"});
+    let said = world.run().bad();
+    let expect = if is_pure_v2() { "unified.memory.bar: no such file or directory" } else { "as cgroup v1" };
+    assert!(said.contains(expect), "{said}");
+}
+
+fn is_pure_v2() -> bool {
+    Hierarchy::detect().expect("cgroups").mode() == Mode::Unified
+}
+
+/// A cgroup2 mount of its own gets them, and its kernel knows them or not; what is there already keeps its own.
+#[test]
+fn options_of_a_cgroup_mount_are_not_dropped() {
+    let mut world = World::new(&["true"]);
+    let mounts = world.config["mounts"].as_array_mut().expect("mounts");
+    let cgroup = mounts.iter_mut().find(|mount| mount["type"] == "cgroup").expect("a cgroup mount");
+    cgroup["options"].as_array_mut().expect("options").push(json!("no_such_option"));
+    let said = world.run();
+    if is_pure_v2() {
+        let said = said.bad();
+        assert!(said.contains("invalid argument") && said.contains("no_such_option"), "{said}");
+    } else {
+        assert!(said.err.contains("option no_such_option has no meaning"), "{said:?}");
+        said.good();
+    }
+    world.assert_gone();
 }
 
 #[test]
