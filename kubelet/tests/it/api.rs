@@ -21,6 +21,7 @@ struct World {
     objects: BTreeMap<(String, String), Value>,
     down: bool,
     status_patches: usize,
+    tokens: usize,
 }
 
 #[derive(Clone)]
@@ -117,7 +118,12 @@ impl Api {
             },
             (Method::POST, Some(_), Some("token")) => {
                 let mut answer = body;
-                answer["status"] = json!({"token": "secret-token", "expirationTimestamp": "2099-01-01T00:00:00Z"});
+                let mut world = self.world.lock().unwrap();
+                world.tokens += 1;
+                let life = jiff::SignedDuration::from_secs(answer["spec"]["expirationSeconds"].as_i64().unwrap());
+                let expires = jiff::Timestamp::now() + life;
+                answer["status"] =
+                    json!({"token": format!("token-{}", world.tokens), "expirationTimestamp": expires.to_string()});
                 reply(201, &answer)
             }
             (Method::POST, None, _) => reply(201, &self.create(&collection, body)),

@@ -214,6 +214,24 @@ async fn probes_decide_readiness_and_life() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_renewed_before_it_ends() {
+    let node = Node::start().await;
+    let mut spec = simple();
+    // Shorter than a real API server grants, so that nobody waits for eight minutes.
+    let token = json!({"serviceAccountToken": {"path": "token", "expirationSeconds": 3}});
+    spec["volumes"] = json!([{"name": "t", "projected": {"sources": [token]}}]);
+    node.pod(spec);
+    node.eventually("ready", |n| condition(&n.api.get(PODS, "p").unwrap(), "Ready") == "True").await;
+    let uid = node.api.get(PODS, "p").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let file = node.dir.path().join("data/pods").join(uid).join("volumes/kubernetes.io~projected/t/token");
+    let read = || std::fs::read_to_string(&file).unwrap();
+    let first = read();
+    assert!(first.starts_with("token-"), "{first}");
+    node.eventually("another token", |_| read() != first).await;
+    assert_eq!(node.status()["containerStatuses"][0]["restartCount"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_static_pod_has_a_mirror() {
     let node = Node::start().await;
     let manifest = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": simple()});
