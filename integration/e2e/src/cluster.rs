@@ -192,7 +192,8 @@ impl Cluster {
     pub fn daemon_pid(&self) -> Result<i32> {
         let path = self.root().join("run/daemon.lock");
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        text.trim().parse().context("the daemon's pid")
+        // A second line tells that it is ending.
+        text.lines().next().unwrap_or_default().parse().context("the daemon's pid")
     }
 
     /// Waits for a pod to be Ready; its address.

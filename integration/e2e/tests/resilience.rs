@@ -257,7 +257,7 @@ fn killed_while_up_and_down() -> Result<()> {
         let mut starting = starting.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         std::thread::park_timeout(Duration::from_millis(moment));
         let lock = std::fs::read_to_string(cluster.root().join("run/daemon.lock")).unwrap_or_default();
-        if let Ok(pid @ 1..) = lock.trim().parse() {
+        if let Some(Ok(pid @ 1..)) = lock.lines().next().map(str::parse) {
             // The one that ended before may have written it.
             let _gone_already = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }

@@ -1,8 +1,9 @@
 //! The background process of an instance, seen from outside: started, found, stopped.
 //!
 //! A daemon holds an exclusive lock on `daemon.lock` for as long as it lives and writes its pid inside, so "is it running"
-//! is one `flock` and never a stale pid file. Until it is ready it tells its steps as JSON lines on its standard output,
-//! a pipe that the starter reads.
+//! is one `flock` and never a stale pid file. One that begins to end says so in a second line; who asks then waits until it
+//! has ended, for it still holds its store and its ports. Until a daemon is ready it tells its steps as JSON lines on its
+//! standard output, a pipe that the starter reads.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -22,8 +23,10 @@ use crate::instance::Layout;
 
 /// How many lines of a daemon's log are shown when it ends before it is ready.
 const LOG_LINES_SHOWN: usize = 12;
-/// How long a killed daemon may take to end; one that takes longer is stuck in the kernel and counts as running.
-const ENDING_MILLISECONDS: u16 = 10_000;
+/// How long a daemon that ends may take: it finishes its requests and its store first; then it is stuck.
+pub(crate) const ENDING_PATIENCE: Duration = Duration::from_secs(20);
+/// The second line of the lock's file.
+const ENDING: &str = "ending";
 /// In the sets of proc_pid_status(5).
 const SIGKILL_BIT: u64 = 1 << 8;
 /// A log larger than this is set aside as `.1` when a daemon starts.
@@ -51,7 +54,11 @@ pub(crate) enum DaemonError {
     Progress { source: io::Error },
     #[error("signal process {pid}")]
     Signal { pid: i32, source: io::Error },
-    #[error("process {pid} did not end within {seconds} s of SIGTERM; look at {log}, then end it with `kill -9 {pid}`")]
+    #[error("wait for process {pid}")]
+    Wait { pid: i32, source: io::Error },
+    #[error(
+        "process {pid} is ending and has not ended within {seconds} s; look at {log}, then end it with `kill -9 {pid}`"
+    )]
     Stuck { pid: i32, seconds: u64, log: PathBuf },
 }
 
@@ -72,7 +79,14 @@ pub(crate) enum Progress {
 /// Held by a running daemon. Dropping it, also by dying, lets the next one start.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: Flock<File>,
+    file: Flock<File>,
+}
+
+/// What the lock's file says.
+struct Holder {
+    /// Zero between the lock and the write, a window of microseconds.
+    pid: i32,
+    is_ending: bool,
 }
 
 fn lock_path(layout: &Layout) -> PathBuf {
@@ -97,57 +111,84 @@ impl Lock {
         let file = open_lock(&path)?;
         let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
-            Err((mut file, Errno::EWOULDBLOCK)) => return Err(DaemonError::Running { pid: read_pid(&mut file) }),
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                return Err(DaemonError::Running { pid: read_holder(&mut file).pid });
+            }
             Err((_, errno)) => return Err(DaemonError::File { what: "lock", path, source: errno.into() }),
         };
-        let written = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        // The kernel closes the files of a process one after the other: this one's may be free before its store's and its ports.
+        let before = read_holder(&mut file).pid;
+        if is_past_return(before) {
+            wait_ended(layout, before)?;
+        }
+        let written =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
         written.map_err(|source| DaemonError::File { what: "write", path, source })?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+
+    /// From now on whoever asks waits for the end of this process.
+    pub(crate) fn tell_ending(&self) {
+        // A full disk: then it counts as running until it has ended.
+        let _counts_as_running = write!(&*self.file, "\n{ENDING}");
     }
 }
 
-/// The pid of the running daemon, if one runs.
+/// The pid of the running daemon, if one runs. Waits for one that ends.
 pub(crate) fn running(layout: &Layout) -> Result<Option<i32>, DaemonError> {
     let path = lock_path(layout);
     if !path.exists() {
         return Ok(None);
     }
     match holder(&path)? {
-        Some(pid) if is_killed(pid) => {
-            // Its threads end one after the other, and only the last one lets go of the lock; the descriptor tells when.
-            if let Ok(process) = pidfd::open(pid) {
-                let _stuck_is_running = pidfd::wait_ended(&process, PollTimeout::from(ENDING_MILLISECONDS));
-            }
-            holder(&path)
+        Some(Holder { pid, is_ending }) if is_ending || is_past_return(pid) => {
+            wait_ended(layout, pid)?;
+            Ok(holder(&path)?.map(|next| next.pid))
         }
-        other => Ok(other),
+        other => Ok(other.map(|holder| holder.pid)),
     }
 }
 
 /// Who has the lock at this moment.
-fn holder(path: &Path) -> Result<Option<i32>, DaemonError> {
+fn holder(path: &Path) -> Result<Option<Holder>, DaemonError> {
     match Flock::lock(open_lock(path)?, FlockArg::LockSharedNonblock) {
         Ok(_nobody_has_it) => Ok(None),
-        Err((mut file, Errno::EWOULDBLOCK)) => Ok(Some(read_pid(&mut file))),
+        Err((mut file, Errno::EWOULDBLOCK)) => Ok(Some(read_holder(&mut file))),
         Err((_, errno)) => Err(DaemonError::File { what: "lock", path: path.to_owned(), source: errno.into() }),
     }
 }
 
-/// Whether a process is past any return: a zombie whose other threads may still be ending, or one with a SIGKILL before it.
-fn is_killed(pid: i32) -> bool {
+fn read_holder(file: &mut File) -> Holder {
+    let mut text = String::new();
+    let _unread_is_zero = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
+    let mut lines = text.lines();
+    let pid = lines.next().and_then(|line| line.trim().parse().ok()).unwrap_or(0);
+    Holder { pid, is_ending: lines.next() == Some(ENDING) }
+}
+
+/// Whether a process is on its way out and cannot turn back: a zombie whose other threads may still be ending, one with a
+/// SIGKILL before it, or one without memory. See proc_pid_status(5).
+fn is_past_return(pid: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status.lines().any(|line| match line.split_once(":\t") {
+    let is_killed = status.lines().any(|line| match line.split_once(":\t") {
         Some(("State", state)) => state.starts_with(['Z', 'X']),
         Some(("SigPnd" | "ShdPnd", set)) => u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set & SIGKILL_BIT != 0),
         _ => false,
-    })
+    });
+    is_killed || (!status.is_empty() && !status.contains("\nVmSize:"))
 }
 
-/// Zero between the lock and the write, a window of microseconds.
-fn read_pid(file: &mut File) -> i32 {
-    let mut text = String::new();
-    let _unread_is_zero = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
-    text.trim().parse().unwrap_or(0)
+fn wait_ended(layout: &Layout, pid: i32) -> Result<(), DaemonError> {
+    let timeout = PollTimeout::try_from(ENDING_PATIENCE).unwrap_or(PollTimeout::MAX);
+    match pidfd::open(pid).and_then(|process| pidfd::wait_ended(&process, timeout)) {
+        Ok(false) => Err(stuck(layout, pid)),
+        Ok(true) | Err(Errno::ESRCH | Errno::EINVAL) => Ok(()),
+        Err(errno) => Err(DaemonError::Wait { pid, source: errno.into() }),
+    }
+}
+
+fn stuck(layout: &Layout, pid: i32) -> DaemonError {
+    DaemonError::Stuck { pid, seconds: ENDING_PATIENCE.as_secs(), log: layout.daemon_log() }
 }
 
 /// Starts `sampan SUBCOMMAND` in the background and calls `on_step` for each step until it is ready.
@@ -226,22 +267,12 @@ fn tail(path: &Path, start: u64) -> String {
 }
 
 /// Asks the daemon to end and waits until it has. Containers are not its children and live on.
-pub(crate) fn stop(layout: &Layout, pid: i32, patience: Duration) -> Result<(), DaemonError> {
-    let gone_or = |errno: Errno| {
-        if errno == Errno::ESRCH { Ok(()) } else { Err(DaemonError::Signal { pid, source: errno.into() }) }
-    };
-    let process = match pidfd::open(pid) {
-        Ok(process) => process,
-        Err(errno) => return gone_or(errno),
-    };
-    if let Err(errno) = pidfd::send_signal(&process, Signal::SIGTERM as i32) {
-        return gone_or(errno);
-    }
-    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-    match pidfd::wait_ended(&process, timeout) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(DaemonError::Stuck { pid, seconds: patience.as_secs(), log: layout.daemon_log() }),
-        Err(errno) => gone_or(errno),
+pub(crate) fn stop(layout: &Layout, pid: i32) -> Result<(), DaemonError> {
+    let asked = pidfd::open(pid).and_then(|process| pidfd::send_signal(&process, Signal::SIGTERM as i32));
+    match asked {
+        Ok(()) => wait_ended(layout, pid),
+        Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(DaemonError::Signal { pid, source: errno.into() }),
     }
 }
 
@@ -253,10 +284,10 @@ mod tests {
     fn a_killed_process_is_told_from_a_running_one() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        assert!(!is_killed(pid) && !is_killed(0));
+        assert!(!is_past_return(pid) && !is_past_return(0));
         // Not reaped, so it stays as what it is until somebody asks.
         child.kill().unwrap();
-        assert!(is_killed(pid));
+        assert!(is_past_return(pid));
         child.wait().unwrap();
     }
 
@@ -272,6 +303,24 @@ mod tests {
         assert!(matches!(Lock::take(&layout), Err(DaemonError::Running { pid: found }) if found == pid));
         drop(lock);
         assert_eq!(running(&layout).unwrap(), None);
+    }
+
+    #[test]
+    fn one_that_ends_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(directory.path().into())).unwrap();
+        layout.create().unwrap();
+        // A process of its own, since a pid descriptor tells of whole processes.
+        let path = lock_path(&layout);
+        let mut child = Command::new("flock").arg(&path).args(["sleep", "0.3"]).spawn().unwrap();
+        let ending = format!("{}\n{ENDING}", child.id());
+        while holder(&path).unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        fs::write(&path, ending).unwrap();
+        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        assert_eq!(running(&layout).unwrap(), None);
+        assert!(reaper.join().unwrap().success());
     }
 
     #[test]

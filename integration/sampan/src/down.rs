@@ -25,8 +25,6 @@ use crate::pki::Pki;
 use crate::programs::Programs;
 use crate::report::{Report, say, seconds};
 
-/// A daemon finishes its requests and its store first; then it is stuck.
-const DAEMON_PATIENCE: Duration = Duration::from_secs(20);
 /// How long pods may take to end after SIGTERM when the whole node goes down.
 const POD_GRACE: Duration = Duration::from_secs(5);
 /// How long a cgroup may take to become empty after SIGKILL.
@@ -47,7 +45,7 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
     };
     let mut report = Report::new();
     if let Some(pid) = daemon::running(layout)? {
-        daemon::stop(layout, pid, DAEMON_PATIENCE)?;
+        daemon::stop(layout, pid)?;
         report.step("daemon ended", &format!("process {pid}"));
     }
     let parts = Parts { layout: layout.clone(), instance, pki: Pki::paths(layout), programs: Programs::find()? };

@@ -33,7 +33,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::daemon::Progress;
+use crate::daemon::{Lock, Progress};
 use crate::instance::Layout;
 
 #[derive(Debug, Parser)]
@@ -151,6 +151,8 @@ const LAST_WORK_MAX: Duration = Duration::from_secs(2);
 
 fn run_daemon(which: Daemon, layout: Layout, tell: node::Tell<'_>) -> Result<()> {
     host::require_root()?;
+    // Never let go of here: the kernel does, when everything else of this process has ended.
+    let lock: &'static Lock = Box::leak(Box::new(Lock::take(&layout)?));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
     let ended = runtime.block_on(async {
@@ -163,6 +165,7 @@ fn run_daemon(which: Daemon, layout: Layout, tell: node::Tell<'_>) -> Result<()>
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            lock.tell_ending();
             on_signal.cancel();
         });
         match which {
@@ -170,6 +173,7 @@ fn run_daemon(which: Daemon, layout: Layout, tell: node::Tell<'_>) -> Result<()>
             Daemon::Runtime => runtime::run_alone(layout, shutdown, tell).await,
         }
     });
+    lock.tell_ending();
     // A container that is given its grace must not hold us: the next start finds it as it would after a kill.
     runtime.shutdown_timeout(LAST_WORK_MAX);
     ended

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::daemon::{Lock, Progress};
+use crate::daemon::Progress;
 use crate::instance::{Instance, Layout};
 use crate::inventory::Inventory;
 use crate::kubeconfig;
@@ -39,7 +39,6 @@ type Ended = (&'static str, Result<()>);
 
 /// Runs until `shutdown`. `Progress::Ready` is told once, when the node is Ready.
 pub(crate) async fn run(layout: Layout, shutdown: CancellationToken, tell: Tell<'_>) -> Result<()> {
-    let _lock = Lock::take(&layout)?;
     let instance =
         Instance::load(&layout)?.ok_or_else(|| anyhow!("there is no instance here yet: `sampan up` makes one"))?;
     let programs = Programs::find()?;

@@ -7,7 +7,7 @@ use runtime_cri_api::v1;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::daemon::{Lock, Progress};
+use crate::daemon::Progress;
 use crate::instance::{Instance, Layout, Wishes};
 use crate::inventory::Inventory;
 use crate::node::{Tell, address, join_own_cgroup};
@@ -46,7 +46,6 @@ pub(crate) async fn run(
 
 /// The runtime without a control plane: pods from the command line only.
 pub(crate) async fn run_alone(layout: Layout, shutdown: CancellationToken, tell: Tell<'_>) -> Result<()> {
-    let _lock = Lock::take(&layout)?;
     let instance = Instance::load_or_decide(&layout, &Wishes::default())?;
     let programs = Programs::find()?;
     programs.link_plugins(&layout.run.join("cni-bin"))?;

@@ -34,7 +34,7 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
     if let Some(pid) = daemon::running(layout)?
         && is_runtime_alone(pid)
     {
-        daemon::stop(layout, pid, RUNTIME_PATIENCE)?;
+        daemon::stop(layout, pid)?;
         report.step("containers taken over", &format!("from process {pid}"));
     }
     if let Some(pid) = daemon::running(layout)? {
@@ -73,9 +73,6 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
     }
     Ok(())
 }
-
-/// How long the lone container runtime may take to end; its containers go on.
-const RUNTIME_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Whether the daemon is what `sampan run` started, without a control plane.
 fn is_runtime_alone(pid: i32) -> bool {
