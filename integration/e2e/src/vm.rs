@@ -2,7 +2,8 @@
 //! where nothing may be virtualised, with an initramfs that is made here. No network, no disk.
 //!
 //! `Vm` collects what the guest holds; `run` boots it, runs one program as the only work of the machine, and returns its exit code and
-//! everything that the console showed. Invariant: the machine ends with its program, or at the deadline.
+//! everything that the console showed. Invariant: the machine ends with its program, or when it has used up its time. That is counted on its
+//! processors: beside a build it may get a twentieth of them, and is then no more stuck than the build.
 
 mod cpio;
 mod kernel;
@@ -10,9 +11,10 @@ mod kernel;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::image::program;
 use cpio::Archive;
@@ -23,6 +25,9 @@ const BUSYBOX: &str = "/bin/busybox";
 /// What the guest says last, followed by the exit code of its program. Not `=`, which a shell trace could show.
 const MARKER: &str = "the guest's program ended with ";
 const MEMORY_MB: u32 = 1280;
+const PROCESSORS: u64 = 2;
+/// Ends a guest that waits for ever, whatever it was given; less than any test may take.
+const PATIENCE_SECONDS: &str = "540";
 /// A debug build of everything is ten times the size of this machine's memory; what is larger goes in without its symbols.
 const STRIP_BYTES: u64 = 4 << 20;
 /// Overlays for containers, bridges and rules for pods; what they depend on comes with them.
@@ -148,23 +153,29 @@ impl Vm {
         fs::read(&to).with_context(|| format!("read {}", to.display()))
     }
 
-    /// Boots, runs a shell script and returns when the machine is off.
+    /// Boots, runs a shell script and returns when the machine is off; `deadline` is what it takes at most with its processors to itself.
     pub fn run(mut self, script: &str, deadline: Duration) -> Result<Report> {
         self.archive.file("program", 0o755, format!("#!/bin/sh\n{script}").into());
         let initramfs = self.scratch.path().join("initramfs");
         fs::write(&initramfs, self.archive.finish()).context("write the initramfs")?;
+        let (began, used) = (Instant::now(), processor_seconds()?);
         let console = self.boot(&initramfs, deadline)?;
         let ended = console.lines().rev().find_map(|line| line.trim().strip_prefix(MARKER));
         let Some(code) = ended.and_then(|code| code.parse().ok()) else {
-            bail!("the guest ended, or was ended after {} s, without a word:\n{console}", deadline.as_secs());
+            bail!(
+                "the guest ended, or was ended, without a word, after {} s in which its processors ran for {} s:\n{console}",
+                began.elapsed().as_secs(),
+                processor_seconds()? - used
+            );
         };
         Ok(Report { code, console })
     }
 
     fn boot(&self, initramfs: &Path, deadline: Duration) -> Result<String> {
         let mut command = Command::new("timeout");
-        command.args(["-k", "1", &deadline.as_secs().to_string(), QEMU]);
-        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", &MEMORY_MB.to_string()]);
+        command.args(["-k", "1", PATIENCE_SECONDS, "prlimit", &format!("--cpu={}", PROCESSORS * deadline.as_secs())]);
+        command.args([QEMU, "-accel", "tcg,thread=multi", "-cpu", "max"]);
+        command.args(["-smp", &PROCESSORS.to_string(), "-m", &MEMORY_MB.to_string()]);
         command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
         // A disk that reads as zeros, to have something with a device number.
         command.args(["-drive", "driver=null-co,read-zeroes=on,size=16M,if=virtio"]);
@@ -178,4 +189,10 @@ impl Vm {
         let text = fs::read(&console).context("read the console")?;
         Ok(String::from_utf8_lossy(&text).replace('\r', ""))
     }
+}
+
+/// What our children that have ended used.
+fn processor_seconds() -> Result<i64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("ask for the processor time")?;
+    Ok(usage.user_time().tv_sec() + usage.system_time().tv_sec())
 }
