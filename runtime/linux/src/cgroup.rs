@@ -25,7 +25,7 @@ mod plan;
 mod stats;
 mod unified;
 
-pub use detail::{Details, IoEntry, Pressure, Pressures, Usage};
+pub use detail::{CPUSET_FLAGS, Details, IoEntry, Pressure, Pressures, Usage};
 pub use hierarchy::{Hierarchy, Mode};
 pub use join::SubCgroup;
 pub use oom::OomWatch;

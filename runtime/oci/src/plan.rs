@@ -6,7 +6,7 @@ mod devices;
 mod more_mounts;
 mod mount_options;
 mod mounts;
-mod namespaces;
+pub(crate) mod namespaces;
 mod process;
 mod scheduler;
 mod steps;

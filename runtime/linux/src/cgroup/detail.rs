@@ -140,23 +140,25 @@ impl Cgroup {
     }
 }
 
+/// The files `cpuset.NAME` that hold 0 or 1; cgroup v1 alone has them.
+pub const CPUSET_FLAGS: [&str; 9] = [
+    "cpu_exclusive",
+    "mem_hardwall",
+    "mem_exclusive",
+    "memory_migrate",
+    "memory_spread_page",
+    "memory_spread_slab",
+    "memory_pressure",
+    "sched_load_balance",
+    "sched_relax_domain_level",
+];
+
 fn cpuset(files: &Files, details: &mut Details) -> Result<(), Error> {
     let suffix = if files.version == Version::Unified { ".effective" } else { "" };
     details.cpuset_cpus = list(&files.text(&format!("cpuset.cpus{suffix}"))?);
     details.cpuset_mems = list(&files.text(&format!("cpuset.mems{suffix}"))?);
     if files.version == Version::Legacy {
-        let names = [
-            "cpu_exclusive",
-            "mem_hardwall",
-            "mem_exclusive",
-            "memory_migrate",
-            "memory_spread_page",
-            "memory_spread_slab",
-            "memory_pressure",
-            "sched_load_balance",
-            "sched_relax_domain_level",
-        ];
-        for name in names {
+        for name in CPUSET_FLAGS {
             let value = files.text(&format!("cpuset.{name}"))?.trim().parse().unwrap_or(0);
             details.cpuset_flags.insert(name.to_owned(), value);
         }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use runtime_linux::namespace::Kind;
 
 use crate::error::Error;
 use crate::plan::invalid;
+use crate::plan::namespaces::kind;
 
 /// Our name for a network namespace that is not the container's own.
 pub(super) const NETWORK: &str = "sampan-network";
@@ -49,8 +49,8 @@ impl Externals {
         let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
         let network = namespaces.into_iter().flatten().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
         let network = network.and_then(|namespace| namespace.path().clone());
-        let names = namespaces.into_iter().flatten().filter_map(|namespace| file_name(namespace.typ()));
-        Ok(Self { mounts, network, namespaces: names.map(|kind| kind.file_name().to_owned()).collect() })
+        let names = namespaces.into_iter().flatten().map(|namespace| kind(namespace.typ()).file_name().to_owned());
+        Ok(Self { mounts, network, namespaces: names.collect() })
     }
 
     pub(super) fn for_dump(&self) -> Vec<String> {
@@ -71,19 +71,6 @@ impl Externals {
         };
         self.mounts.iter().flat_map(word).collect()
     }
-}
-
-fn file_name(kind: LinuxNamespaceType) -> Option<Kind> {
-    Some(match kind {
-        LinuxNamespaceType::Mount => Kind::Mount,
-        LinuxNamespaceType::Cgroup => Kind::Cgroup,
-        LinuxNamespaceType::Uts => Kind::Uts,
-        LinuxNamespaceType::Ipc => Kind::Ipc,
-        LinuxNamespaceType::User => Kind::User,
-        LinuxNamespaceType::Pid => Kind::Pid,
-        LinuxNamespaceType::Network => Kind::Network,
-        LinuxNamespaceType::Time => Kind::Time,
-    })
 }
 
 /// Standard streams that were pipes are ours now.

@@ -69,7 +69,7 @@ fn all_namespaces_of_another_container_are_joined() {
 /// The user namespace owns nothing of what is joined beside it, so that has to be joined first.
 #[test]
 fn namespaces_of_the_host_are_joined_with_a_user_namespace() {
-    let mut first = mapped(&["sleep", "600"]);
+    let first = mapped(&["sleep", "600"]);
     first.start_all();
     let host = World::new(&["sleep", "600"]);
     host.start_all();

@@ -1,6 +1,6 @@
 //! The shape of runc's statistics. What a host does not count is left out, or 0 where runc says 0.
 
-use runtime_linux::cgroup::{Details, IoEntry, Pressures, Usage};
+use runtime_linux::cgroup::{CPUSET_FLAGS, Details, IoEntry, Pressures, Usage};
 use serde_json::{Map, Value, json};
 
 pub(crate) fn json(details: &Details) -> Value {
@@ -48,18 +48,7 @@ fn cpu(details: &Details) -> Value {
 
 fn cpuset(details: &Details) -> Value {
     let mut value = json!({ "cpus": details.cpuset_cpus, "mems": details.cpuset_mems });
-    let names = [
-        "cpu_exclusive",
-        "mem_hardwall",
-        "mem_exclusive",
-        "memory_migrate",
-        "memory_spread_page",
-        "memory_spread_slab",
-        "memory_pressure",
-        "sched_load_balance",
-        "sched_relax_domain_level",
-    ];
-    for name in names {
+    for name in CPUSET_FLAGS {
         value[name] = details.cpuset_flags.get(name).copied().unwrap_or(0).into();
     }
     value
