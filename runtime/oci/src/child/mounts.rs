@@ -67,7 +67,8 @@ fn root(held: &Held) -> Result<&Root, Errno> {
 /// Where the kernel cannot pivot. The new root lies over the old one already, or is moved there; see `attach_root`.
 fn chroot(child: &Child<'_>, held: &Held) -> Done {
     let root = root(held)?;
-    match if child.joins_mounts { RootPlace::Others } else { held.root_place } {
+    let place = if child.joins_mounts { RootPlace::Others } else { held.root_place };
+    match place {
         RootPlace::OwnPath => Ok(mount::move_and_chroot(root)?),
         RootPlace::OverRoot => Ok(mount::chroot_over(root)?),
         // What else is mounted there is not ours to take away.

@@ -166,7 +166,10 @@ impl Plan {
                     (path, by)
                 }
             };
-            if let Some(propagation) = default_propagation {
+            // A slave that is shared again would have a peer group of its own. The root of a user namespace is no peer of the host's, though.
+            let is_asked = options.attributes.propagation.iter().any(|(flag, _)| *flag == MsFlags::MS_SHARED.bits());
+            let stays_peer = is_asked && !self.namespaces.has(LinuxNamespaceType::User);
+            if let Some(propagation) = default_propagation.filter(|_| !stays_peer) {
                 options.attributes.propagation.insert(0, (propagation, true));
             }
             self.warn_of_unused(&destination, &mut options);

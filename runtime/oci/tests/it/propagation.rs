@@ -20,20 +20,36 @@ fn bind(world: &mut World, options: &[&str]) {
     world.config["mounts"].as_array_mut().expect("mounts").push(entry);
 }
 
-/// What the kubelet asks for with `mountPropagation: Bidirectional`.
+/// What the kubelet asks for with `mountPropagation: Bidirectional`, with and without the root that it asks for beside it.
 #[test]
 fn what_a_container_mounts_on_a_shared_bind_is_on_the_host() {
-    let mut world = world("mkdir /data/inside && mount -t tmpfs from-inside /data/inside && ls /data");
-    world.config["linux"]["rootfsPropagation"] = json!("rshared");
+    for root in [json!("rshared"), json!(null)] {
+        let mut world = world("mkdir /data/inside && mount -t tmpfs from-inside /data/inside && ls /data");
+        world.config["linux"]["rootfsPropagation"] = root;
+        bind(&mut world, &["rbind", "rshared"]);
+        let said = world.on_a_shared_host("$RUN && grep -c from-inside /proc/self/mountinfo");
+        assert_eq!(said.good(), "inside\n1\n");
+        // And on another bind that is not shared it is not.
+        world.config["mounts"].as_array_mut().expect("mounts").pop();
+        bind(&mut world, &["rbind", "rprivate"]);
+        world.config["process"]["args"][2] = json!("mount -t tmpfs from-inside /data/inside && ls /data");
+        let said = world.on_a_shared_host("$RUN; grep -c from-inside /proc/self/mountinfo");
+        assert_eq!(said.out, "inside\n0\n");
+    }
+}
+
+/// Nor does the root of a user namespace mount anything on the host, whatever is asked for.
+#[test]
+fn a_user_namespaces_shared_bind_does_not_reach_the_host() {
+    let mut world = world("mount -t tmpfs from-inside /data && echo mounted");
+    std::fs::create_dir(world.rootfs().join("data")).expect("mkdir");
+    world.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    world.config["linux"]["uidMappings"] = map.clone();
+    world.config["linux"]["gidMappings"] = map;
     bind(&mut world, &["rbind", "rshared"]);
-    let said = world.on_a_shared_host("$RUN && grep -c from-inside /proc/self/mountinfo");
-    assert_eq!(said.good(), "inside\n1\n");
-    // And on another bind that is not shared it is not.
-    world.config["mounts"].as_array_mut().expect("mounts").pop();
-    bind(&mut world, &["rbind", "rprivate"]);
-    world.config["process"]["args"][2] = json!("mount -t tmpfs from-inside /data/inside && ls /data");
     let said = world.on_a_shared_host("$RUN; grep -c from-inside /proc/self/mountinfo");
-    assert_eq!(said.out, "inside\n0\n");
+    assert_eq!(said.out, "mounted\n0\n", "{said:?}");
 }
 
 #[test]
