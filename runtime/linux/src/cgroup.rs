@@ -179,6 +179,25 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// Makes the cgroup where it is in no hierarchy yet. False where it is in one, or cannot be made: nothing that was made stays, and
+    /// [`Self::create`] tells why.
+    #[must_use]
+    pub fn create_new(&self) -> bool {
+        let mut made: Vec<PathBuf> = Vec::new();
+        for place in self.hierarchy.places() {
+            if matches!(lifecycle::create(place, &self.path), Ok(true)) {
+                made.push(place.join(&self.path));
+                continue;
+            }
+            for directory in made {
+                // Who came into it meanwhile is found by who looks next.
+                let _in_use = std::fs::remove_dir(directory);
+            }
+            return false;
+        }
+        true
+    }
+
     /// Whether this process has the permissions that [`Self::create`] needs; a question of file modes, user namespaces and read-only
     /// mounts. Nothing is touched.
     #[must_use]

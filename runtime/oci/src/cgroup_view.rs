@@ -22,7 +22,7 @@ pub(crate) fn view(root: &StateRoot, cgroup: &Cgroup) -> Result<CgroupView, Erro
     };
     let read = |path: &str| read_text(Path::new(path)).map_err(|source| Error::Read { path: path.into(), source });
     let own = if cgroup.is_none() { Own::Callers(read("/proc/self/cgroup")?) } else { Own::Path(cgroup.path()) };
-    Ok(look(mode, &read("/proc/self/mountinfo")?, &own))
+    Ok(look(mode, root.mounts()?, &own))
 }
 
 /// Where the container is in each tree.

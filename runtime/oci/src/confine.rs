@@ -62,6 +62,11 @@ impl Confinement {
 
     /// Before there is a process: the cgroup with its limits, where the runtime makes it.
     pub(crate) fn prepare(&mut self, spec: &Spec, warnings: &mut Vec<String>) -> Result<(), Error> {
+        // Mostly it is nowhere yet, and then nobody can be in it.
+        if self.unit.is_none() && !self.cgroup.is_none() && self.cgroup.create_new() {
+            self.is_ours = true;
+            return apply(&self.cgroup, spec, warnings);
+        }
         if self.cgroup.exists() {
             // Ours to fill, not to kill: `delete` ends what is in the cgroup.
             if !self.cgroup.pids_recursive()?.is_empty() {

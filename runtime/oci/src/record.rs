@@ -181,6 +181,13 @@ impl Place {
     }
 
     pub(crate) fn remove(&self) -> Result<(), Error> {
+        // Mostly there is nothing else. The record goes last: whoever finds the directory without it knows that there is nothing behind it.
+        for name in ["config.json", "state.json"] {
+            let _not_there = std::fs::remove_file(self.dir.join(name));
+        }
+        if std::fs::remove_dir(&self.dir).is_ok() {
+            return Ok(());
+        }
         match std::fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(Error::Write { path: self.dir.clone(), source: error })

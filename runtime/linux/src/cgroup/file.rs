@@ -27,8 +27,9 @@ pub(super) fn write_each(path: &Path, values: &[&str]) -> Result<(), Error> {
 }
 
 fn write_raw(path: &Path, value: &str) -> io::Result<()> {
-    // Never O_CREAT: on the real file system it fails confusingly, on a fake one it would hide a missing file.
-    fs::OpenOptions::new().write(true).truncate(true).open(path)?.write_all(value.as_bytes())
+    // Never O_CREAT: on the real file system it fails confusingly, on a fake one it would hide a missing file. Nor O_TRUNC, which changes
+    // nothing of these files and takes kernfs's lock for writing.
+    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 pub(super) fn read(path: &Path) -> Result<String, Error> {

@@ -133,7 +133,8 @@ impl Hierarchy {
         &self.places
     }
 
-    fn parse(table: &str) -> Result<Self, Error> {
+    /// What a mount table has of cgroups; proc_pid_mountinfo(5).
+    pub fn parse(table: &str) -> Result<Self, Error> {
         let mut unified = None;
         let mut legacy: Vec<Place> = Vec::new();
         for line in table.lines() {

@@ -27,9 +27,10 @@ const KILL_ROUNDS_MAX: usize = 64;
 /// Processes whose descriptors are open at once, far below any limit of descriptors.
 const SIGNAL_AT_ONCE: usize = 256;
 
-/// Makes `path` in one hierarchy, ancestors included.
-pub(super) fn create(place: &Place, path: &str) -> Result<(), Error> {
+/// Makes `path` in one hierarchy, ancestors included. False where it was there already.
+pub(super) fn create(place: &Place, path: &str) -> Result<bool, Error> {
     let mut directory = place.root().to_owned();
+    let mut is_new = false;
     for part in path.split('/').filter(|part| !part.is_empty()) {
         if place.version() == Version::Unified {
             enable_controllers(&directory);
@@ -37,15 +38,18 @@ pub(super) fn create(place: &Place, path: &str) -> Result<(), Error> {
         let parent = directory.clone();
         directory.push(part);
         match fs::create_dir(&directory) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Ok(()) => is_new = true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => is_new = false,
             Err(source) => return Err(Error::Create { path: directory, source }),
         }
         if place.has("cpuset") {
-            inherit_cpuset(&parent, &directory)?;
+            inherit_cpuset(&parent, &directory, is_new)?;
         }
     }
-    if place.version() == Version::Unified { refuse_threaded(directory) } else { Ok(()) }
+    if place.version() == Version::Unified {
+        refuse_threaded(directory)?;
+    }
+    Ok(is_new)
 }
 
 /// Whether a directory is there, or can be made where the first that is there lies. The kernel may still refuse for other reasons.
@@ -94,10 +98,10 @@ fn enable_controllers(directory: &Path) {
 }
 
 /// A fresh v1 cpuset is empty and takes no process; it starts as its parent.
-fn inherit_cpuset(parent: &Path, directory: &Path) -> Result<(), Error> {
+fn inherit_cpuset(parent: &Path, directory: &Path, is_new: bool) -> Result<(), Error> {
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let path = directory.join(name);
-        if file::read(&path)?.trim().is_empty() {
+        if is_new || file::read(&path)?.trim().is_empty() {
             file::write(&path, file::read(&parent.join(name))?.trim())?;
         }
     }
