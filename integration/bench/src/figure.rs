@@ -9,13 +9,15 @@ pub(crate) struct Figure {
     pub(crate) name: String,
     pub(crate) unit: &'static str,
     pub(crate) value: f64,
-    pub(crate) target: Option<Target>,
+    pub(crate) targets: Vec<Target>,
     pub(crate) peers: Vec<Peer>,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     AtMost(f64),
+    /// This many times what a peer takes in the same run.
+    OfPeer(&'static str, f64),
 }
 
 /// The same quantity of somebody else, or why there is none.
@@ -27,19 +29,41 @@ pub(crate) struct Peer {
 
 impl Figure {
     pub(crate) fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
-        Self { name: name.into(), unit, value, target: None, peers: Vec::new() }
+        Self { name: name.into(), unit, value, targets: Vec::new(), peers: Vec::new() }
     }
 
     pub(crate) fn at_most(mut self, target: f64) -> Self {
-        self.target = Some(Target::AtMost(target));
+        self.targets.push(Target::AtMost(target));
+        self
+    }
+
+    pub(crate) fn at_most_of(mut self, peer: &'static str, times: f64) -> Self {
+        self.targets.push(Target::OfPeer(peer, times));
         self
     }
 
     fn target_text(&self) -> String {
-        match self.target {
-            None => String::new(),
-            Some(Target::AtMost(target)) => {
-                format!("<= {target}{}", if self.value <= target { "" } else { " MISSED" })
+        let text = |target: &Target| {
+            let words = match target {
+                Target::AtMost(most) => format!("<= {most}"),
+                Target::OfPeer(peer, times) => format!("<= {times} x {peer}"),
+            };
+            match self.is_met(*target) {
+                Some(true) => words,
+                Some(false) => words + " MISSED",
+                None => words + " (unknown)",
+            }
+        };
+        self.targets.iter().map(text).collect::<Vec<_>>().join(", ")
+    }
+
+    /// `None` without the peer's figure.
+    fn is_met(&self, target: Target) -> Option<bool> {
+        match target {
+            Target::AtMost(most) => Some(self.value <= most),
+            Target::OfPeer(name, times) => {
+                let peer = self.peers.iter().find(|peer| peer.name == name)?;
+                Some(self.value <= times * peer.value.as_ref().ok()?)
             }
         }
     }
@@ -129,8 +153,12 @@ fn as_json(figure: &Figure) -> Value {
         Err(why) => json!({"name": peer.name, "none": why}),
     };
     let peers: Vec<Value> = figure.peers.iter().map(peer).collect();
-    let target = figure.target.map(|Target::AtMost(most)| json!({"atMost": most, "isMet": figure.value <= most}));
-    json!({"name": figure.name, "unit": figure.unit, "value": figure.value, "target": target, "peers": peers})
+    let target = |target: &Target| match target {
+        Target::AtMost(most) => json!({"atMost": most, "isMet": figure.is_met(*target)}),
+        Target::OfPeer(peer, times) => json!({"peer": peer, "atMostTimes": times, "isMet": figure.is_met(*target)}),
+    };
+    let targets: Vec<Value> = figure.targets.iter().map(target).collect();
+    json!({"name": figure.name, "unit": figure.unit, "value": figure.value, "targets": targets, "peers": peers})
 }
 
 #[cfg(test)]
@@ -150,19 +178,20 @@ mod tests {
 
     #[test]
     fn a_table_shows_ratios_misses_and_refusals() {
-        let mut figure = Figure::new("run", 5.0, "ms").at_most(4.0);
+        let mut figure = Figure::new("run", 5.0, "ms").at_most(4.0).at_most_of("runc", 0.5).at_most_of("crun", 0.5);
         figure.peers.push(Peer { name: "runc".to_owned(), value: Ok(15.0) });
         figure.peers.push(Peer { name: "crun".to_owned(), value: Err("refuses hybrid cgroups".to_owned()) });
         let text = table("a machine", &[figure.clone(), Figure::new("bare", 0.25, "")]);
         let expect = "a machine\n\n\
-            |      | sampan  | target      | runc        | crun |\n\
-            | ---- | ------- | ----------- | ----------- | ---- |\n\
-            | run  | 5.00 ms | <= 4 MISSED | 15.0 (3.0x) | none |\n\
-            | bare | 0.25    |             |             |      |\n\n\
+            |      | sampan  | target                                              | runc        | crun |\n\
+            | ---- | ------- | --------------------------------------------------- | ----------- | ---- |\n\
+            | run  | 5.00 ms | <= 4 MISSED, <= 0.5 x runc, <= 0.5 x crun (unknown) | 15.0 (3.0x) | none |\n\
+            | bare | 0.25    |                                                     |             |      |\n\n\
             crun: none: refuses hybrid cgroups";
         assert_eq!(text, expect);
         let document: Value = serde_json::from_str(&json("a machine", &[figure]).unwrap()).unwrap();
-        assert_eq!(document["figures"][0]["target"]["isMet"], false);
+        let is_met = |index: usize| document["figures"][0]["targets"][index]["isMet"].as_bool();
+        assert_eq!([is_met(0), is_met(1), is_met(2)], [Some(false), Some(true), None]);
         assert_eq!(document["figures"][0]["peers"][0]["ratio"], 3.0);
     }
 }

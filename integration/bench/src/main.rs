@@ -9,6 +9,7 @@ mod cni;
 mod container;
 mod figure;
 mod host;
+mod layout;
 mod node;
 mod pod;
 mod process;
@@ -31,6 +32,9 @@ struct Arguments {
     /// The groups and what they measure.
     #[arg(long)]
     list: bool,
+    /// Measure nothing; write the order of sampan-oci's functions for the linker, as runtime/oci/layout.ld has it.
+    #[arg(long, value_name = "FILE")]
+    layout: Option<PathBuf>,
     /// One JSON document instead of the table.
     #[arg(long)]
     json: bool,
@@ -62,7 +66,7 @@ struct Group {
 const GROUPS: [Group; 9] = [
     Group {
         name: "container",
-        about: "run, state, exec and delete -f against runc, crun and the bare kernel; memory; 100 starts at 8 in parallel",
+        about: "run, state, exec, kill and delete -f against runc, crun and the bare kernel; memory; 100 starts at 8 in parallel",
         measure: container::measure,
     },
     Group { name: "cni", about: "ADD and DEL of the bridge plugin", measure: cni::measure },
@@ -100,6 +104,10 @@ fn main() -> Result<()> {
         Some(told) => told,
         None => find_dist()?,
     };
+    if let Some(file) = arguments.layout {
+        let script = layout::script(&dist.join("sampan-oci"))?;
+        return std::fs::write(&file, script).with_context(|| format!("write {}", file.display()));
+    }
     let settings = Settings { dist, rounds: arguments.rounds, idle_seconds: arguments.idle_seconds };
     let mut figures = Vec::new();
     for group in &GROUPS {
