@@ -80,7 +80,7 @@ fn text(symbols: &Symbols, order: &[(u64, u64)]) -> String {
     ];
     lines.extend(dense.iter().map(|pattern| format!("        *(.text.{pattern})")));
     // musl's functions have no sections of their own.
-    lines.push("        *liblibc-*:*(.text .text.*)".to_owned());
+    lines.push("        *libc.a:*(.text .text.*)".to_owned());
     lines.extend(sparse.iter().map(|pattern| format!("        *(.text.{pattern})")));
     lines.extend(["    }", "}", "INSERT BEFORE .text;", ""].map(str::to_owned));
     lines.join("\n")
@@ -228,6 +228,6 @@ mod tests {
         ]);
         let text = text(&symbols, &[(10, 10), (0, 10)]);
         let lines: Vec<&str> = text.lines().filter(|line| line.contains("(.text")).map(str::trim).collect();
-        assert_eq!(lines, ["*(.text.a)", "*liblibc-*:*(.text .text.*)", "*(.text.g17h*E)"]);
+        assert_eq!(lines, ["*(.text.a)", "*libc.a:*(.text .text.*)", "*(.text.g17h*E)"]);
     }
 }
