@@ -12,6 +12,8 @@ use integration_e2e::terminal::Terminal;
 
 /// More than any buffer on the way holds.
 const LARGE_BYTES: usize = 3_000_000;
+/// More than the buffers hold between a process and a reader that takes its time.
+const SLOW_BYTES: usize = 16_000_000;
 
 /// `web` serves files over HTTP, `clock` writes a line every tenth of a second; `echo` answers on TCP with what it is told.
 const WEB: &str = "
@@ -68,6 +70,18 @@ fn pipe(mut command: Command, input: &[u8]) -> Result<(Vec<u8>, i32)> {
         child.wait_with_output()
     })?;
     Ok((output.stdout, output.status.code().unwrap_or(-1)))
+}
+
+/// A pause of 20 ms between one chunk and the next.
+fn read_slowly(mut output: ChildStdout) -> Result<usize> {
+    let (mut chunk, mut total) = (vec![0; 64 * 1024], 0);
+    loop {
+        match output.read(&mut chunk)? {
+            0 => return Ok(total),
+            count => total += count,
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
 }
 
 #[test]
@@ -161,6 +175,13 @@ fn exec_and_attach() -> Result<()> {
         let large = noise(LARGE_BYTES);
         let (said, code) = pipe(exec(&["cat"]), &large)?;
         assert!(said == large && code == 0, "SPDY: {fallback}, {} bytes, {code}", said.len());
+        // It has ended long before its reader is through.
+        let mut child = exec(&["head", "-c", &SLOW_BYTES.to_string(), "/dev/zero"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let read = read_slowly(child.stdout.take().context("standard output")?)?;
+        assert!(read == SLOW_BYTES && child.wait()?.success(), "SPDY: {fallback}, {read} bytes");
         let output = exec(&["sh", "-c", "echo out; echo err >&2"]).stdin(Stdio::null()).output()?;
         assert_eq!((&*output.stdout, &*output.stderr), (&b"out\n"[..], &b"err\n"[..]), "SPDY: {fallback}");
         let output = exec(&["/nowhere"]).stdin(Stdio::null()).output()?;

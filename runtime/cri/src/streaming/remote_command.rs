@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::channels::{Channels, Input, Output, Verdict};
@@ -54,10 +55,11 @@ async fn drive(
         inputs.push(tokio::spawn(follow_size(input, resizer)));
     }
     let mut exit = running.exit;
+    let (say_ended, has_ended) = watch::channel(false);
     let outputs = async {
         let drain = |source: Option<Source>, output: Option<Output>| async {
             if let (Some(source), Some(output)) = (source, output) {
-                relay(source, output).await;
+                relay(source, output, has_ended.clone()).await;
             }
         };
         tokio::join!(drain(running.stdout, stdout), drain(running.stderr, stderr));
@@ -78,8 +80,8 @@ async fn drive(
                 }
             };
             if !drained {
-                // What it wrote before its end is in the pipes already; what lives on behind it is not waited for.
-                let _ = tokio::time::timeout(LINGER, outputs).await;
+                say_ended.send_replace(true);
+                outputs.await;
             }
             match ended {
                 Ok(record) => Verdict::Exited(record.code),
@@ -103,18 +105,28 @@ async fn feed(mut input: Input, mut sink: Sink) {
     let _ = sink.shutdown().await;
 }
 
-/// Process to client, until either is gone.
-async fn relay(mut source: Source, output: Output) {
+/// Process to client, until either is gone. What it wrote before its end is in the pipe already and goes to the client however
+/// slowly that one reads; what lives on behind it and is silent is not waited for.
+async fn relay(mut source: Source, output: Output, mut has_ended: watch::Receiver<bool>) {
     loop {
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-        match source.read_buf(&mut chunk).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        if output.write(chunk.freeze()).await.is_err() {
+        let read = tokio::select! {
+            biased;
+            read = source.read_buf(&mut chunk) => read,
+            () = linger(&mut has_ended) => return,
+        };
+        if matches!(read, Ok(0) | Err(_)) || output.write(chunk.freeze()).await.is_err() {
             return;
         }
     }
+}
+
+async fn linger(has_ended: &mut watch::Receiver<bool>) {
+    if has_ended.wait_for(|ended| *ended).await.is_err() {
+        // Nobody will say so any more: then only the streams tell of the end.
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(LINGER).await;
 }
 
 #[derive(Deserialize)]
