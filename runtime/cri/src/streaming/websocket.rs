@@ -8,7 +8,7 @@ use http::{HeaderMap, header};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, coding::CloseCode};
@@ -22,6 +22,10 @@ const QUEUE_MESSAGES_MAX: usize = 64;
 
 /// How long a client may take to answer our goodbye before the socket is closed.
 const GOODBYE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// How long the first output waits for the client's first sign of life. kubectl 1.30 to 1.33 reads before it knows its own streams
+/// and drops what comes for them (kubernetes/kubernetes#131189); one that has answered a ping knows them.
+const FIRST_SIGN_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// kubectl's name for SPDY frames as the payload of WebSocket messages.
 pub(super) const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
@@ -71,8 +75,13 @@ pub(super) fn split(socket: Socket, inputs: &[u8]) -> (HashMap<u8, Input>, mpsc:
         receivers.insert(*channel, Input::WebSocket(receiver));
     }
     tokio::spawn(async move {
+        let (shows_life, lives) = oneshot::channel();
         let reading = tokio::spawn(async move {
+            let mut shows_life = Some(shows_life);
             while let Some(Ok(message)) = stream.next().await {
+                if let Some(first) = shows_life.take() {
+                    let _nobody_waits = first.send(());
+                }
                 let data = match message {
                     Message::Binary(data) => data,
                     Message::Text(text) => Bytes::from(text),
@@ -82,6 +91,9 @@ pub(super) fn split(socket: Socket, inputs: &[u8]) -> (HashMap<u8, Input>, mpsc:
                 route(&mut senders, data).await;
             }
         });
+        if sink.send(Message::Ping(Bytes::new())).await.is_ok() {
+            let _anyway = tokio::time::timeout(FIRST_SIGN_MAX, lives).await;
+        }
         while let Some(message) = outgoing.recv().await {
             if sink.send(message).await.is_err() {
                 break;
