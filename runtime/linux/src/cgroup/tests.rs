@@ -92,6 +92,7 @@ fn every_field_reaches_its_v2_file() {
         &[],
     );
     check(r#"{"memory":{"limit":-1,"swap":-1}}"#, &[("memory.max", "max"), ("memory.swap.max", "max")], &[]);
+    check(r#"{"memory":{"limit":-1}}"#, &[("memory.max", "max"), ("memory.swap.max", "max")], &[]);
     check(
         r#"{"memory":{"limit":0,"swappiness":10,"disableOOMKiller":true,"kernel":5}}"#,
         &[],

@@ -18,9 +18,13 @@ pub(super) fn memory(memory: &LinuxMemory, steps: &mut Vec<Step>) -> Result<(), 
     if let Some(limit) = set(memory.limit()) {
         steps.push(Step::write("memory", "memory.limit", "memory.max", bytes(limit)));
     }
-    if let Some(swap) = set(memory.swap()) {
-        let value = swap_alone(swap, memory.limit())?;
-        let why = "the kernel does not account for swap";
+    let swap = match (set(memory.swap()), set(memory.limit())) {
+        (Some(swap), limit) => Some((swap_alone(swap, limit)?, "the kernel does not account for swap")),
+        // An end of the limit is an end of what was counted with it; runc does so too. Nobody asked for it, so nobody misses it.
+        (None, Some(..0)) => Some((bytes(-1), "")),
+        (None, _) => None,
+    };
+    if let Some((value, why)) = swap {
         let file = "memory.swap.max".to_owned();
         steps.push(Step::Optional { controller: "memory", field: "memory.swap", file, value, why });
     }
@@ -44,7 +48,7 @@ fn swap_alone(swap: i64, limit: Option<i64>) -> Result<String, Error> {
         return Ok("max".to_owned());
     }
     match limit {
-        None | Some(0) => wrong("needs memory.limit, because it is the sum of memory and swap"),
+        None => wrong("needs memory.limit, because it is the sum of memory and swap"),
         Some(limit) if limit < 0 => wrong("cannot be limited while memory.limit is unlimited"),
         Some(limit) if swap < limit => wrong("is the sum of memory and swap and must not be below memory.limit"),
         Some(limit) => Ok((swap - limit).to_string()),

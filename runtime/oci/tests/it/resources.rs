@@ -9,10 +9,14 @@ use crate::harness::{Said, World};
 
 /// A file of the container's cgroup, in whichever version.
 fn limit(world: &World, names: &[&str]) -> String {
+    limit_if_any(world, names).unwrap_or_else(|| panic!("none of {names:?} in {:?}", world.cgroups()))
+}
+
+fn limit_if_any(world: &World, names: &[&str]) -> Option<String> {
     let paths = world.cgroups();
     let found =
         names.iter().find_map(|name| paths.iter().find_map(|path| std::fs::read_to_string(path.join(name)).ok()));
-    found.unwrap_or_else(|| panic!("none of {names:?} in {paths:?}")).trim().to_owned()
+    found.map(|text| text.trim().to_owned())
 }
 
 fn update(world: &World, resources: &Value) -> Said {
@@ -54,6 +58,9 @@ fn memory_grows_shrinks_and_is_unlimited_again() {
     world.oci(&["update", "--memory", "64m", "--memory-swap", "64m"], &[]).good();
     world.oci(&["update", "--memory", "-1"], &[]).good();
     assert!(["max", "9223372036854771712"].contains(&memory(&world).as_str()), "{}", memory(&world));
+    // What was counted with it is unlimited too, where the kernel counts it.
+    let swap = limit_if_any(&world, &["memory.swap.max", "memory.memsw.limit_in_bytes"]);
+    assert!(swap.as_deref().is_none_or(|swap| ["max", "9223372036854771712"].contains(&swap)), "{swap:?}");
     let refused = update(&world, &json!({"memory": {"limit": 1024, "checkBeforeUpdate": true}})).bad();
     assert!(refused.contains("rejecting memory limit"), "{refused}");
 }
