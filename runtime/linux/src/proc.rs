@@ -98,6 +98,20 @@ mod tests {
     }
 
     #[test]
+    fn text_of_any_length_is_read_whole() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("text");
+        for length in [0, 1, TEXT_BYTES - 1, TEXT_BYTES, TEXT_BYTES + 1, 5 * TEXT_BYTES] {
+            let text = "x".repeat(length);
+            std::fs::write(&path, &text).expect("write");
+            assert_eq!(read_text(&path).expect("read"), text, "{length}");
+        }
+        std::fs::write(&path, [0xff]).expect("write");
+        assert_eq!(read_text(&path).map_err(|error| error.kind()), Err(io::ErrorKind::InvalidData));
+        assert_eq!(read_text(&dir.path().join("no")).map_err(|error| error.kind()), Err(io::ErrorKind::NotFound));
+    }
+
+    #[test]
     fn both_handles_are_procfs() {
         for proc in [Proc::host().expect("host"), Proc::private().expect("private")] {
             assert!(proc.open("self/status", OFlag::O_RDONLY).is_ok());

@@ -285,6 +285,27 @@ fn a_busy_real_cgroup_is_removed_as_soon_as_its_processes_die() {
 }
 
 #[test]
+fn a_real_cgroup_is_new_once_and_goes_at_once_while_it_is_empty() {
+    let real = Real::new();
+    let below = real.cgroup.child("below").unwrap();
+    assert!(below.create_new() && below.directories().iter().all(|directory| directory.is_dir()));
+    assert!(!below.create_new() && below.directories().iter().all(|directory| directory.is_dir()));
+    assert!(below.remove_if_empty() && !below.exists());
+    // It is in the last hierarchy alone: what was made in the others until it was found there is gone again.
+    let last = below.directories().pop().unwrap();
+    std::fs::create_dir(&last).unwrap();
+    assert!(!below.create_new());
+    let left: Vec<_> = below.directories().into_iter().filter(|directory| directory.is_dir()).collect();
+    assert_eq!(left, [last]);
+    assert!(below.remove_if_empty() && below.remove_if_empty());
+
+    let mut real = Real::new();
+    let pid = real.run("sleep 1000");
+    assert!(!real.cgroup.remove_if_empty() && !real.outer().remove_if_empty());
+    assert!(real.cgroup.pids().unwrap().contains(&pid));
+}
+
+#[test]
 fn real_limits_are_in_force_and_stats_count() {
     let mut real = Real::new();
     let resources = serde_json::from_str(
