@@ -10,7 +10,8 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags};
 use runtime_linux::mount::{self, Tree};
 use runtime_linux::terminal::{self, Size};
 
-use super::{Child, Done, Held, Refusal, mounts, take_terminal};
+use super::steps::take_terminal;
+use super::{Child, Done, Held, Refusal, mounts};
 use crate::plan::{DeviceNode, Step};
 
 pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Done {
