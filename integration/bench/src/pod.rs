@@ -16,7 +16,7 @@ use crate::figure::{Figure, median, percentile};
 use crate::node::{cpu_percent, in_cluster};
 use crate::process::{find, memory, milliseconds};
 
-const IMAGE: &str = "demo.sampan.local/demo:latest";
+const IMAGE: &str = "demo.sampan.local/demo:1";
 const ONE_BY_ONE: usize = 100;
 /// Before the first that counts: code and caches are warm, as in a cluster that has run a pod.
 const WARM_UP: usize = 3;

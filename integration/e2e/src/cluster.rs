@@ -181,7 +181,7 @@ impl Cluster {
 
     /// Makes the demo image from our own static binary, without any registry.
     pub fn import_demo(&self) -> Result<&'static str> {
-        const NAME: &str = "demo.sampan.local/demo:latest";
+        const NAME: &str = "demo.sampan.local/demo:1";
         let binary = self.dist.join("sampan-demo");
         let said = self.sampan(&["import", "--name", NAME, "--binary", &binary.to_string_lossy()])?;
         ensure!(said.code == 0, "import failed: {}", said.all());

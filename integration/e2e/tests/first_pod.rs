@@ -8,7 +8,7 @@ const DEMO: &str = include_str!("../../demo/demo.yaml");
 #[test]
 fn a_page_through_its_service() -> Result<()> {
     let cluster = Cluster::start()?;
-    cluster.import_demo()?;
+    let image = cluster.import_demo()?;
     cluster.apply(DEMO)?;
     cluster.kubectl(&["rollout", "status", "deployment/demo", "--timeout=60s"])?;
     let service = ip(&cluster.kubectl(&["get", "service", "demo", "-o", "jsonpath={.spec.clusterIP}"])?)?;
@@ -18,5 +18,8 @@ fn a_page_through_its_service() -> Result<()> {
     let port = cluster.kubectl(&["get", "service", "demo", "-o", "jsonpath={.spec.ports[0].nodePort}"])?;
     let page = http_get((node, port.parse().context("the node port")?), "/hostname")?;
     assert!(page.starts_with("demo-"), "{page}");
+    // As `integration/up` says to go on: nothing tells kubectl that no registry has this image.
+    cluster.kubectl(&["create", "deployment", "web", &format!("--image={image}")])?;
+    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
     Ok(())
 }

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const DEMO: &str = include_str!("../../demo/demo.yaml");
-const IMAGE: &str = "demo.sampan.local/demo:latest";
+const IMAGE: &str = "demo.sampan.local/demo:1";
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn demo() -> Result<Cluster> {

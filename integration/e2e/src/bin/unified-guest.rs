@@ -336,7 +336,7 @@ fn io_limits() -> Result<()> {
 }
 
 const POD: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "demo"}, "spec": {"containers": [{
-    "name": "demo", "image": "demo.sampan.local/demo:latest", "imagePullPolicy": "IfNotPresent",
+    "name": "demo", "image": "demo.sampan.local/demo:1", "imagePullPolicy": "IfNotPresent",
     "resources": {"requests": {"cpu": "50m", "memory": "16Mi"}, "limits": {"cpu": "100m", "memory": "32Mi"}}}]}}"#;
 
 /// A whole node: a pod that answers, the limits of its cgroups at both levels, and nothing left of any of it.
