@@ -1,10 +1,11 @@
 //! One resource's objects, its recent history and its watchers. The only writer is the cache's task.
 //!
-//!     change --> history (bounded; its oldest end is `floor`)
+//!     change --> snapshot
 //!            --> each watcher whose filter it touches --queue full--> dropped: the client starts over from where it was
-//!            --> snapshot
+//!            --> history (bounded; its oldest end is `floor`)
 //!
-//! Invariant: history holds every change after `floor`, in order; a watcher gets every change after its start or is dropped.
+//! Invariant: history holds every change after `floor`, in order; a watcher gets every change after its start or is dropped, and
+//! what it has heard of is in the snapshot.
 
 use std::{
     collections::VecDeque,
@@ -153,7 +154,7 @@ impl Collection {
     /// Takes in changes of this collection, in order.
     pub(super) fn apply(&self, events: &[Event]) {
         let mut snapshot = Snapshot::clone(&self.snapshot.load());
-        let mut feed = self.feed();
+        let mut changes = Vec::with_capacity(events.len());
         for event in events {
             let before = snapshot.shelf.get(&event.key).cloned();
             let after = event.entry.as_ref().and_then(|entry| self.parse(entry));
@@ -163,11 +164,14 @@ impl Collection {
             }
             snapshot.changed = event.revision;
             if before.is_some() || after.is_some() {
-                feed.push(Change { revision: event.revision, before, after });
+                changes.push(Change { revision: event.revision, before, after });
             }
         }
-        // Stored while the feed is locked: a subscriber sees snapshot and watchers at the same moment.
+        // Both while the feed is locked: a subscriber sees snapshot and watchers at the same moment. The snapshot first: whoever hears of a
+        // pod may ask for what the node authorizer grants by that pod.
+        let mut feed = self.feed();
         self.snapshot.store(Arc::new(snapshot));
+        changes.into_iter().for_each(|change| feed.push(change));
     }
 
     /// Starts a watch; `None` when the history no longer reaches back to its start.
@@ -226,5 +230,47 @@ impl Change {
             (Some(before), None) => Some(Notice::Deleted(before, self.revision)),
             (None, None) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use control_plane_api::selector::{FieldSelector, Selector};
+
+    #[test]
+    fn what_a_watcher_hears_is_in_the_snapshot() {
+        const CHANGES: u64 = 2000;
+        let row = control_plane_api::rows().iter().find(|row| row.resource == "configmaps").unwrap();
+        let collection = Arc::new(Collection::new(row, row.storage_prefix(), Revision(0)));
+        let filter = Filter::new(row, row.storage_prefix(), Selector::default(), FieldSelector::default());
+        let mut watch = collection.subscribe(filter, Start::Now).unwrap();
+        let heard = Arc::clone(&collection);
+        let listener = std::thread::spawn(move || {
+            for _ in 0..CHANGES {
+                let Some(Notice::Added(cached)) = watch.receiver.blocking_recv() else { panic!("dropped") };
+                assert!(heard.snapshot().get(cached.key()).is_some(), "{}", cached.key());
+            }
+        });
+        for number in 1..=CHANGES {
+            let (key, revision) = (collection.key("default", &format!("c{number}")), Revision(number));
+            let value = Bytes::from_static(br#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{}}"#);
+            let entry = Some(Entry { key: Arc::clone(&key), value, created: revision, revision });
+            collection.apply(&[Event { revision, key, entry, previous: None }]);
+            // Never more than the watcher's queue holds.
+            while number % 512 == 0 && !is_heard(&collection) {
+                std::thread::yield_now();
+            }
+        }
+        listener.join().unwrap();
+    }
+
+    fn is_heard(collection: &Collection) -> bool {
+        collection
+            .feed()
+            .watchers
+            .iter()
+            .all(|watcher| watcher.sender.is_closed() || watcher.sender.capacity() == WATCHER_QUEUE_MAX)
     }
 }
