@@ -159,9 +159,20 @@ impl Cgroup {
         if freezers.is_empty() {
             return Err(self.no_freezer());
         }
-        freezers.iter().try_for_each(|(directory, version)| match version {
-            Version::Unified => file::write(&directory.join("cgroup.freeze"), "0"),
-            Version::Legacy => file::write(&directory.join("freezer.state"), "THAWED"),
+        freezers.iter().try_for_each(|(directory, version)| {
+            let (name, value) = thawed(*version);
+            file::write(&directory.join(name), value)
+        })
+    }
+
+    /// [`Self::thaw`] for one that may go meanwhile.
+    fn thaw_what_is_left(&self) -> Result<(), Error> {
+        self.freezers().iter().try_for_each(|(directory, version)| {
+            let (name, value) = thawed(*version);
+            match file::write_if_present(&directory.join(name), value) {
+                Err(Error::Write { source, .. }) if file::is_gone(&source) => Ok(()),
+                written => written.map(drop),
+            }
         })
     }
 
@@ -229,8 +240,8 @@ impl Cgroup {
                 break;
             }
         }
-        // A frozen process dies of SIGKILL only once thawed (v1).
-        if frozen || self.is_frozen()? { self.thaw() } else { Ok(()) }
+        // A frozen process dies of SIGKILL only once thawed (v1). What was dying already may be gone by now, and the cgroup with it.
+        if frozen || self.is_frozen()? { self.thaw_what_is_left() } else { Ok(()) }
     }
 
     fn unified_kill_missing(&self) -> bool {
@@ -303,6 +314,14 @@ impl Cgroup {
                 return Err(Error::Busy { path: directory, pids, timeout: REMOVE_TIMEOUT });
             }
         }
+    }
+}
+
+/// The file that lets go what is frozen, and what to write there.
+fn thawed(version: Version) -> (&'static str, &'static str) {
+    match version {
+        Version::Unified => ("cgroup.freeze", "0"),
+        Version::Legacy => ("freezer.state", "THAWED"),
     }
 }
 

@@ -269,6 +269,25 @@ fn a_real_cgroup_is_filled_frozen_killed_and_removed() {
 }
 
 #[test]
+fn a_real_cgroup_that_goes_while_it_is_killed_is_killed() {
+    for _ in 0..200 {
+        let mut real = Real::new();
+        real.run("exit");
+        let mut child = real.children.pop().unwrap();
+        let cgroup = real.cgroup.clone();
+        // As a shim's own end does: somebody else takes the cgroup away as soon as it is empty.
+        let other = std::thread::spawn(move || {
+            child.wait().unwrap();
+            while !cgroup.remove_if_empty() {}
+        });
+        while real.cgroup.exists() {
+            real.cgroup.kill().unwrap();
+        }
+        other.join().unwrap();
+    }
+}
+
+#[test]
 fn a_busy_real_cgroup_is_removed_as_soon_as_its_processes_die() {
     let mut real = Real::new();
     real.run("sleep 1000");
