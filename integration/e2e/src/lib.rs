@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod image;
 pub mod outside;
+pub mod podman;
 pub mod registry;
 pub mod terminal;
 pub mod vm;

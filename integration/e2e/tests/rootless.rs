@@ -7,29 +7,25 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use integration_e2e::cluster::{self, Said, eventually};
-use integration_e2e::image;
-use integration_e2e::terminal::Terminal;
+use integration_e2e::cluster::{self, eventually};
+use integration_e2e::podman::{self, CONTAINERS_CONF, IMAGE, Podman};
 use nix::mount::{MsFlags, mount};
 use tempfile::TempDir;
 
-const IMAGE: &str = "e2e.local/busybox:1";
 const USER: &str = "sampan-boatman";
 const UID: u32 = 54_321;
 const SUBORDINATE: &str = "700000:65536";
-/// Rootless podman asks for more than a user may have on hosts that set low limits.
-const CONTAINERS_CONF: &str = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
 
-/// A podman of a user, with storage of its own.
-struct Podman {
+/// The podman of a user.
+struct OfUser {
     directory: TempDir,
 }
 
-impl Podman {
+impl OfUser {
     fn start() -> Result<Self> {
         cluster::enter_namespaces()?;
         let podman = Self { directory: tempfile::Builder::new().prefix("sampan-rootless-").tempdir()? };
@@ -43,10 +39,7 @@ impl Podman {
             std::fs::set_permissions(podman.path(below), Permissions::from_mode(mode))?;
             chown(podman.path(below), Some(UID), Some(UID))?;
         }
-        image::busybox()?.build()?.write_layout(&podman.path("home/layout"), IMAGE)?;
-        podman.good(&["pull", "-q", "oci:layout"])?;
-        let id = podman.good(&["images", "-q", "--no-trunc"])?;
-        podman.good(&["tag", &id, IMAGE])?;
+        podman.load(&podman.path("home"))?;
         Ok(podman)
     }
 
@@ -69,13 +62,15 @@ impl Podman {
         }
         Ok(())
     }
+}
 
-    fn path(&self, below: &str) -> PathBuf {
-        self.directory.path().join(below)
+impl Podman for OfUser {
+    fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Without a login session: no PAM, no systemd of the user, no USER, and nothing of the caller's environment but PATH.
-    fn command(&self, arguments: &[&str]) -> Command {
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new("timeout");
         command.args(["--foreground", "-k", "1", "90", "env", "-i", "-C"]).arg(self.path("home"));
         let assign = |name: &str, below: &str| format!("{name}={}", self.path(below).display());
@@ -88,34 +83,17 @@ impl Podman {
         }
         command.args(["--cgroup-manager=cgroupfs", "--events-backend=file", "--storage-driver=vfs", "--runtime"]);
         command.arg(self.path("sampan-oci")).args(arguments);
-        command
-    }
-
-    fn say(&self, arguments: &[&str]) -> Result<Said> {
-        cluster::run(self.command(arguments), None)
-    }
-
-    fn good(&self, arguments: &[&str]) -> Result<String> {
-        let said = self.say(arguments)?;
-        ensure!(said.code == 0, "{} ended with {}: {}", arguments.join(" "), said.code, said.all());
-        Ok(said.stdout.trim_end_matches('\n').to_owned())
-    }
-
-    fn inspect(&self, name: &str, field: &str) -> Result<String> {
-        self.good(&["inspect", "--format", &format!("{{{{{field}}}}}"), name])
+        Ok(command)
     }
 }
 
-impl Drop for Podman {
+impl Drop for OfUser {
     fn drop(&mut self) {
-        let removed = self.say(&["rm", "--all", "--force", "--time=0"]);
-        let cleared = self.say(&["rmi", "--all", "--force"]);
+        self.clear();
         // Ends the process that keeps podman's namespaces.
         let ended = self.say(&["system", "migrate"]);
         if !std::thread::panicking() {
-            for said in [&removed, &cleared, &ended] {
-                assert!(matches!(said, Ok(said) if said.code == 0), "podman cleans up: {said:?}");
-            }
+            assert!(matches!(&ended, Ok(said) if said.code == 0), "podman lets its namespaces go: {ended:?}");
             eventually(20, "no process of the user", || {
                 let left = processes_of_the_user()?;
                 ensure!(left.is_empty(), "{left:?}");
@@ -142,7 +120,7 @@ fn processes_of_the_user() -> Result<Vec<String>> {
 
 #[test]
 fn a_users_podman_runs_and_stops() -> Result<()> {
-    let podman = Podman::start()?;
+    let podman = OfUser::start()?;
     let run = |rest: &[&str]| podman.say(&[&["run", "--rm", "--network=none"], rest].concat());
     let said = run(&[IMAGE, "sh", "-c", "echo out; echo err >&2; exit 7"])?;
     ensure!((said.stdout.as_str(), said.code) == ("out\n", 7) && said.stderr.contains("err"), "{said:?}");
@@ -164,23 +142,11 @@ fn a_users_podman_runs_and_stops() -> Result<()> {
     ensure!(podman.say(&["exec", "c", "sh", "-c", "exit 9"])?.code == 9);
     ensure!(podman.good(&["top", "c", "pid", "comm"])?.contains("sleep"));
     needs_cgroups(&podman)?;
-    podman.good(&["restart", "--time=0", "c"])?;
-    ensure!(podman.inspect("c", ".State.Status")? == "running");
-    podman.good(&["stop", "--time=0", "c"])?;
-    ensure!(podman.inspect("c", ".State.ExitCode")? == "137");
-    podman.good(&["start", "c"])?;
-    podman.good(&["kill", "--signal=KILL", "c"])?;
-    eventually(10, "the end after a kill", || {
-        let status = podman.inspect("c", ".State.Status")?;
-        ensure!(status == "exited", "{status}");
-        Ok(())
-    })?;
-    podman.good(&["rm", "c"])?;
-    Ok(())
+    podman::ends_in_every_way(&podman, "c")
 }
 
 /// Where a user has cgroups, these work; where not, podman and the runtime say that it is cgroups that are missing.
-fn needs_cgroups(podman: &Podman) -> Result<()> {
+fn needs_cgroups(podman: &OfUser) -> Result<()> {
     let paused = podman.say(&["pause", "c"])?;
     if paused.code == 0 {
         ensure!(podman.inspect("c", ".State.Status")? == "paused");
@@ -198,38 +164,10 @@ fn needs_cgroups(podman: &Podman) -> Result<()> {
 
 #[test]
 fn a_users_podman_gives_a_terminal() -> Result<()> {
-    let podman = Podman::start()?;
-    let mut terminal = Terminal::start(&podman.command(&["run", "--rm", "-it", "--network=none", IMAGE, "sh"]))?;
-    terminal.expect("# ")?;
-    terminal.type_line("tty; stty size; exit 5")?;
-    terminal.expect("/dev/pts/0")?;
-    terminal.expect("24 80")?;
-    ensure!(terminal.end()?.1 == 5);
-    Ok(())
+    podman::gives_a_terminal(&OfUser::start()?)
 }
 
 #[test]
 fn a_users_podman_plays_a_pod() -> Result<()> {
-    let podman = Podman::start()?;
-    let manifest = podman.path("pod.yaml");
-    let container = |name: &str| {
-        format!("  - {{name: {name}, image: '{IMAGE}', imagePullPolicy: Never, command: [sleep, '1000']}}\n")
-    };
-    let text = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n  hostNetwork: true\n  containers:\n{}{}",
-        container("a"),
-        container("b")
-    );
-    std::fs::write(&manifest, text)?;
-    let manifest = manifest.to_string_lossy();
-    podman.good(&["play", "kube", &manifest])?;
-    for name in ["p-a", "p-b"] {
-        ensure!(podman.inspect(name, ".State.Status")? == "running");
-    }
-    // The pod's containers share what the infra container holds.
-    let ipc = |name: &str| podman.good(&["exec", name, "readlink", "/proc/self/ns/ipc"]);
-    ensure!(ipc("p-a")? == ipc("p-b")?);
-    podman.good(&["play", "kube", "--down", &manifest])?;
-    ensure!(podman.good(&["ps", "-aq"])?.is_empty());
-    Ok(())
+    podman::plays_a_pod(&OfUser::start()?, "")
 }

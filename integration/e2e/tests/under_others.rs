@@ -3,41 +3,34 @@
 //! Everything of theirs lies in directories of the test, and every container is removed also when it fails.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use integration_e2e::cluster::{self, Said, eventually};
 use integration_e2e::image;
-use integration_e2e::terminal::Terminal;
+use integration_e2e::podman::{self, CONTAINERS_CONF, IMAGE, Podman};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const IMAGE: &str = "e2e.local/busybox:1";
-
-/// Both ask for limits of their own that a host without CAP_SYS_RESOURCE cannot give; these any host can.
-const CONTAINERS_CONF: &str = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
-
-/// A podman with storage of its own.
-struct Podman {
+/// The podman of root.
+struct OfRoot {
     directory: TempDir,
 }
 
-impl Podman {
+impl OfRoot {
     fn start() -> Result<Self> {
         cluster::enter_namespaces()?;
         let podman = Self { directory: tempfile::Builder::new().prefix("sampan-podman-").tempdir()? };
         std::fs::write(podman.path("containers.conf"), CONTAINERS_CONF)?;
-        image::busybox()?.build()?.write_layout(&podman.path("layout"), IMAGE)?;
-        // It makes a name out of the path, which has to be one that a name may have.
-        podman.good(&["pull", "-q", "oci:layout"])?;
-        let id = podman.good(&["images", "-q", "--no-trunc"])?;
-        podman.good(&["tag", &id, IMAGE])?;
+        podman.load(podman.directory())?;
         Ok(podman)
     }
+}
 
-    fn path(&self, below: &str) -> PathBuf {
-        self.directory.path().join(below)
+impl Podman for OfRoot {
+    fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     fn command(&self, arguments: &[&str]) -> Result<Command> {
@@ -50,32 +43,14 @@ impl Podman {
         }
         command.args(["--cgroup-manager=cgroupfs", "--events-backend=file", "--storage-driver=vfs", "--runtime"]);
         command.arg(cluster::dist()?.join("sampan-oci")).args(arguments);
-        command.env("CONTAINERS_CONF", self.path("containers.conf")).current_dir(self.directory.path());
+        command.env("CONTAINERS_CONF", self.path("containers.conf")).current_dir(self.directory());
         Ok(command)
-    }
-
-    fn say(&self, arguments: &[&str]) -> Result<Said> {
-        cluster::run(self.command(arguments)?, None)
-    }
-
-    fn good(&self, arguments: &[&str]) -> Result<String> {
-        good(&self.say(arguments)?, arguments)
-    }
-
-    /// One field of `podman inspect`.
-    fn inspect(&self, name: &str, field: &str) -> Result<String> {
-        self.good(&["inspect", "--format", &format!("{{{{{field}}}}}"), name])
     }
 }
 
-impl Drop for Podman {
+impl Drop for OfRoot {
     fn drop(&mut self) {
-        let removed = self.say(&["rm", "--all", "--force", "--time=0"]);
-        let cleared = self.say(&["rmi", "--all", "--force"]);
-        if !std::thread::panicking() {
-            assert!(matches!(&removed, Ok(said) if said.code == 0), "podman rm: {removed:?}");
-            assert!(matches!(&cleared, Ok(said) if said.code == 0), "podman rmi: {cleared:?}");
-        }
+        self.clear();
     }
 }
 
@@ -86,7 +61,7 @@ fn good(said: &Said, arguments: &[&str]) -> Result<String> {
 
 #[test]
 fn podman_runs_and_stops() -> Result<()> {
-    let podman = Podman::start()?;
+    let podman = OfRoot::start()?;
     let run = |rest: &[&str]| podman.say(&[&["run", "--rm", "--network=none"], rest].concat());
     let said = run(&[IMAGE, "sh", "-c", "echo out; echo err >&2; exit 7"])?;
     ensure!((said.stdout.as_str(), said.code) == ("out\n", 7) && said.stderr.contains("err"), "{said:?}");
@@ -118,59 +93,17 @@ fn podman_runs_and_stops() -> Result<()> {
     podman.good(&["pause", "c"])?;
     ensure!(podman.inspect("c", ".State.Status")? == "paused");
     podman.good(&["unpause", "c"])?;
-    podman.good(&["restart", "--time=0", "c"])?;
-    ensure!(podman.inspect("c", ".State.Status")? == "running");
-    podman.good(&["stop", "--time=0", "c"])?;
-    ensure!(podman.inspect("c", ".State.ExitCode")? == "137");
-    podman.good(&["start", "c"])?;
-    podman.good(&["kill", "--signal=KILL", "c"])?;
-    eventually(10, "the end after a kill", || {
-        let status = podman.inspect("c", ".State.Status")?;
-        ensure!(status == "exited", "{status}");
-        Ok(())
-    })?;
-    podman.good(&["rm", "c"])?;
-    Ok(())
+    podman::ends_in_every_way(&podman, "c")
 }
 
 #[test]
 fn podman_gives_a_terminal() -> Result<()> {
-    let podman = Podman::start()?;
-    let mut terminal = Terminal::start(&podman.command(&["run", "--rm", "-it", "--network=none", IMAGE, "sh"])?)?;
-    terminal.expect("# ")?;
-    terminal.type_line("tty; stty size; exit 5")?;
-    terminal.expect("/dev/pts/0")?;
-    terminal.expect("24 80")?;
-    ensure!(terminal.end()?.1 == 5);
-    Ok(())
+    podman::gives_a_terminal(&OfRoot::start()?)
 }
 
 #[test]
 fn podman_plays_a_pod() -> Result<()> {
-    let podman = Podman::start()?;
-    let manifest = podman.path("pod.yaml");
-    let container = |name: &str| {
-        format!(
-            "  - {{name: {name}, image: '{IMAGE}', imagePullPolicy: Never, command: [sleep, '1000'], resources: {{limits: {{memory: 64Mi}}}}}}\n"
-        )
-    };
-    let text = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n  hostNetwork: true\n  containers:\n{}{}",
-        container("a"),
-        container("b")
-    );
-    std::fs::write(&manifest, text)?;
-    let manifest = manifest.to_string_lossy();
-    podman.good(&["play", "kube", &manifest])?;
-    for name in ["p-a", "p-b"] {
-        ensure!(podman.inspect(name, ".State.Status")? == "running");
-    }
-    // The pod's containers share what the infra container holds.
-    let ipc = |name: &str| podman.good(&["exec", name, "readlink", "/proc/self/ns/ipc"]);
-    ensure!(ipc("p-a")? == ipc("p-b")?);
-    podman.good(&["play", "kube", "--down", &manifest])?;
-    ensure!(podman.good(&["ps", "-aq"])?.is_empty());
-    Ok(())
+    podman::plays_a_pod(&OfRoot::start()?, ", resources: {limits: {memory: 64Mi}}")
 }
 
 /// A containerd with state of its own; it and its shims are gone when dropped.
