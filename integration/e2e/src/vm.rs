@@ -30,8 +30,8 @@ const PROCESSORS: u64 = 2;
 const PATIENCE_SECONDS: &str = "540";
 /// A debug build of everything is ten times the size of this machine's memory; what is larger goes in without its symbols.
 const STRIP_BYTES: u64 = 4 << 20;
-/// Overlays for containers, bridges and rules for pods; what they depend on comes with them.
-const MODULES: [&str; 14] = [
+/// Overlays for containers, bridges and rules for pods, what criu asks about sockets; what they depend on comes with them.
+const MODULES: [&str; 20] = [
     "virtio_pci",
     "virtio_blk",
     "overlay",
@@ -46,6 +46,12 @@ const MODULES: [&str; 14] = [
     "nft_fib_inet",
     "nft_numgen",
     "nft_reject_inet",
+    "nf_conntrack_netlink",
+    "unix_diag",
+    "tcp_diag",
+    "udp_diag",
+    "netlink_diag",
+    "af_packet_diag",
 ];
 
 /// Brings up what any Linux has before its first service, and no cgroup controller: enabling them is for who needs them.

@@ -16,6 +16,8 @@ use crate::syscall::{check, check_fd, path as c_path};
 
 mod views;
 
+pub use views::unescape;
+
 /// An overlay that is still to be mounted: what `images` prepares and `oci` mounts inside the container's own mount namespace.
 ///
 /// Paths are absolute. `lower[0]` is the topmost layer, as in the kernel's `lowerdir`; `upper` and `work` lie on one file system.

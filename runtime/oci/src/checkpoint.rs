@@ -1,41 +1,51 @@
 //! `checkpoint` and `restore`: a running container's state to a directory and back, by the criu program.
 //!
-//! criu is the one program that this runtime runs besides hooks: it is asked for by name, and nothing else can do its work. What is told
-//! to it is planned in `arguments.rs`.
+//! criu is the one program that this runtime runs besides hooks: it is asked for by name, and nothing else can do its work. Invariant: who
+//! was restored is on record before it runs its first instruction.
 
-mod arguments;
+mod externals;
+mod mount_points;
+mod rpc;
 
-use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::mount::{MntFlags, MsFlags, umount2};
-use nix::sys::stat::Mode;
-use runtime_linux::mount::{self, Tree};
-use runtime_linux::namespace::{self, Kind};
+use oci_spec::runtime::Spec;
+use runtime_linux::cgroup::Cgroup;
+use runtime_linux::namespace::Kind as Namespace;
 use runtime_linux::pidfd;
 
+use crate::cgroup_view::view;
 use crate::confine::Confinement;
-use crate::create::{Undo, parent};
+use crate::create::{Undo, parent, runtime_hooks};
 use crate::error::Error;
+use crate::plan::CgroupView;
 use crate::record::{self, Place, Record};
 use crate::status::Status;
 use crate::{Bundle, Cgroups, ContainerId, Created, Deletion, StateRoot};
-use arguments::Externals;
+use externals::Externals;
+use mount_points::PrivateRoot;
+use rpc::{CgroupRoot, InheritFd, Kind, Session};
+pub use rpc::{CriuOptions, ManageCgroups, NetworkLock, PageServer};
+
+/// Whose value is the path of criu's own configuration file for a container; empty for none. As with runc and crun.
+const CONFIGURATION: &str = "org.criu.config";
+/// Where there is no annotation: the first of these that is there.
+const CONFIGURATIONS: [&str; 3] = ["/etc/criu/sampan-oci.conf", "/etc/criu/crun.conf", "/etc/criu/runc.conf"];
 
 /// criu, and what the caller wants it to know.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Criu {
     pub program: PathBuf,
     pub images: PathBuf,
     /// Where its log goes; by default beside the images.
     pub work: Option<PathBuf>,
-    /// Options that have nothing to do with the container, as criu's command line has them.
-    pub options: Vec<String>,
+    pub options: CriuOptions,
 }
 
 /// What becomes of the container.
@@ -49,8 +59,14 @@ pub enum Dump {
     PreDump,
 }
 
-/// Saves a running container.
-pub fn checkpoint(root: &StateRoot, id: &ContainerId, criu: &Criu, dump: Dump) -> Result<(), Error> {
+/// Saves a running container. `ready`: a descriptor that gets a zero byte once lazy pages can be fetched.
+pub fn checkpoint(
+    root: &StateRoot,
+    id: &ContainerId,
+    criu: &Criu,
+    dump: Dump,
+    mut ready: Option<File>,
+) -> Result<(), Error> {
     let place = Place::new(root, id);
     let record = place.load()?;
     let cgroup = root.cgroup(&record.cgroup)?;
@@ -58,24 +74,32 @@ pub fn checkpoint(root: &StateRoot, id: &ContainerId, criu: &Criu, dump: Dump) -
         Status::Running | Status::Paused => {}
         status => return Err(Error::WrongStatus { id: id.to_string(), operation: "checkpoint", status }),
     }
-    let externals = Externals::of(&place.config()?, &record.rootfs)?;
+    let spec = place.config()?;
+    let externals = Externals::of(&spec, &record.bundle, &seen(root, &spec, &cgroup)?);
     make_directory(&criu.images)?;
-    save_descriptors(&criu.images, record.pid)?;
-    let mut words = vec![if dump == Dump::PreDump { "pre-dump" } else { "dump" }.to_owned()];
-    words.extend(["--tree".to_owned(), record.pid.to_string()]);
-    words.extend(["--root".to_owned(), record.rootfs.display().to_string()]);
-    words.extend(externals.for_dump());
-    if let Some(directory) = cgroup.directory_of("freezer").filter(|directory| directory.is_dir()) {
-        words.extend(["--freeze-cgroup".to_owned(), directory.display().to_string()]);
+    let directories = Directories::open(criu)?;
+    let mut options = directories.tell(criu.options.clone());
+    options.pid = Some(record.pid);
+    options.root = Some(record.rootfs.display().to_string());
+    options.leave_running = Some(dump == Dump::LeaveRunning);
+    options.external = externals.of_running(record.pid)?;
+    options.freeze_cgroup = frozen_by(&cgroup);
+    options.config_file = configuration(&record.annotations);
+    if dump != Dump::PreDump {
+        save_descriptors(&criu.images, record.pid)?;
     }
-    if dump == Dump::LeaveRunning {
-        words.push("--leave-running".to_owned());
-    }
-    run(criu, "dump.log", words)?;
+    let kind = if dump == Dump::PreDump { Kind::SinglePreDump } else { Kind::Dump };
+    let mut session = Session::start(&criu.program, directories.log("dump.log"), &[])?;
+    session.ask(kind, options, &mut |notice, _| {
+        if let (Some("status-ready"), Some(ready)) = (notice.script.as_deref(), &mut ready) {
+            ready.write_all(&[0]).map_err(|source| Error::Write { path: "--status-fd".into(), source })?;
+        }
+        Ok(())
+    })?;
     if dump == Dump::Stop { crate::delete(root, id, Deletion::Force).map(drop) } else { Ok(()) }
 }
 
-/// Makes a container of what was saved. Its init is a child of the caller.
+/// Makes a container of what was saved. Its init is a child of the caller, whose mount namespace is a new one afterwards.
 pub fn restore(
     root: &StateRoot,
     id: &ContainerId,
@@ -84,72 +108,136 @@ pub fn restore(
     cgroups: Cgroups,
 ) -> Result<Created, Error> {
     let spec = bundle.spec();
-    if !criu.images.is_dir() {
-        let source = std::io::Error::from(ErrorKind::NotFound);
-        return Err(Error::Read { path: criu.images.clone(), source });
-    }
+    // Whether they are there; criu gets them later.
+    drop(Directories::open(criu)?);
     let rootfs = bundle.rootfs();
-    let externals = Externals::of(spec, &rootfs)?;
     let confinement = Confinement::plan(root, spec, id, cgroups)?;
+    let externals = Externals::of(spec, bundle.dir(), &seen(root, spec, confinement.cgroup())?);
     let place = Place::new(root, id);
     let lock = place.take()?;
     let mut undo = Undo::new(&place, confinement);
     let mut record = Record::new(bundle, id, SystemTime::now());
     record.cgroup = undo.confinement.recorded_path();
     record.unit = undo.confinement.unit().cloned();
-    record.namespaces = externals.namespaces.clone();
+    record.namespaces.clone_from(&externals.namespaces);
     place.write_config(bundle.raw())?;
     place.write(&record)?;
     let mut warnings = Vec::new();
     undo.confinement.prepare(spec, &mut warnings)?;
     record.cgroup = undo.confinement.recorded_path();
 
-    let held = mount_root(&rootfs, &place.path("criu-root"))?;
-    let pid_file = place.path("criu.pid");
-    let mut words = vec!["restore".to_owned(), "--restore-detached".to_owned(), "--restore-sibling".to_owned()];
-    words.extend(["--pidfile".to_owned(), pid_file.display().to_string()]);
-    words.extend(["--root".to_owned(), held.0.display().to_string()]);
-    words.extend(externals.for_restore());
-    words.extend(inherited_pipes(&criu.images)?);
-    let network = externals.network.as_deref().map(open_for_child).transpose()?;
-    if let Some(network) = &network {
-        use std::os::fd::AsRawFd;
-        words.extend(["--inherit-fd".to_owned(), format!("fd[{}]:{}", network.as_raw_fd(), arguments::NETWORK)]);
+    let held = PrivateRoot::mount(&rootfs, &place.path("criu-root"))?;
+    // Of this mount namespace, in which criu mounts below them.
+    let directories = Directories::open(criu)?;
+    let mut options = directories.tell(criu.options.clone());
+    options.root = Some(held.path().display().to_string());
+    options.rst_sibling = Some(true);
+    options.evasive_devices = Some(true);
+    options.external = mount_points::prepare(held.path(), &externals)?;
+    options.inherit_fd = inherited_pipes(&criu.images)?;
+    options.config_file = configuration(&record.annotations);
+    let joined = open_joined(&externals)?;
+    options.inherit_fd.extend(joined.iter().map(|(key, fd)| InheritFd { key: (*key).to_owned(), fd: fd.as_raw_fd() }));
+    let kept: Vec<&OwnedFd> = joined.iter().map(|(_, fd)| fd).collect();
+    let mut session = Session::start(&criu.program, directories.log("restore.log"), &kept)?;
+    // Whom criu leaves where it is itself, is in the right place then; and it learns from there where that is.
+    undo.confinement.admit(session.pid(), spec, &mut warnings)?;
+    options.cg_root = cgroup_roots(session.pid())?;
+
+    let mut console = None;
+    let restored = session.ask(Kind::Restore, options, &mut |notice, descriptors| match (
+        notice.script.as_deref().unwrap_or_default(),
+        notice.pid,
+    ) {
+        ("setup-namespaces", Some(pid)) => {
+            record.pid = pid;
+            runtime_hooks(spec, &record)
+        }
+        ("post-restore", Some(pid)) => {
+            record.pid = pid;
+            let vanished = || Error::ChildVanished("at once".to_owned());
+            record.pid_started = record::start_time(pid).ok_or_else(vanished)?;
+            add_time_namespace(&mut record.namespaces, pid);
+            place.write(&record)
+        }
+        ("orphan-pts-master", _) => {
+            console = descriptors.into_iter().next();
+            Ok(())
+        }
+        _ => Ok(()),
+    });
+    if let Err(error) = restored {
+        // What criu had begun with goes with the cgroup.
+        if !undo.confinement.cgroup().is_none() {
+            let _the_first_error_matters = undo.confinement.cgroup().kill();
+        }
+        return Err(error);
     }
-    run(criu, "restore.log", words)?;
+    drop(session);
     drop(held);
-    record.pid = read_pid(&pid_file)?;
     let process = pidfd::open(record.pid).map_err(parent("open the restored init"))?;
-    undo.confinement.admit(record.pid, spec, &mut warnings)?;
-    record.pid_started = record::start_time(record.pid).ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
-    place.write(&record)?;
     undo.is_armed = false;
     drop(lock);
-    Ok(Created { pid: record.pid, pidfd: process, console: None, warnings })
+    Ok(Created { pid: record.pid, pidfd: process, console, warnings })
 }
 
-fn run(criu: &Criu, log: &str, words: Vec<String>) -> Result<(), Error> {
-    let work = criu.work.as_ref().unwrap_or(&criu.images);
-    make_directory(work)?;
-    let mut command = Command::new(&criu.program);
-    command.args(words).arg("--images-dir").arg(&criu.images).arg("--work-dir").arg(work);
-    // criu changes to the work directory before it opens its log.
-    command.args(["--log-file", log, "-v4"]).args(&criu.options).stdin(Stdio::inherit());
-    let failed = |what: String| Error::Criu { what };
-    let status = command.status().map_err(|error| {
-        let program = criu.program.display();
-        if error.kind() == ErrorKind::NotFound {
-            failed(format!("{program} is not installed: install criu, or name it with --criu"))
-        } else {
-            failed(format!("{program} cannot be run: {error}"))
-        }
-    })?;
-    if status.success() { Ok(()) } else { Err(failed(format!("{status}: see {}", work.join(log).display()))) }
+/// The directories of the images and of the log, opened: criu reaches them through us.
+struct Directories {
+    images: File,
+    work: File,
+    work_path: PathBuf,
+}
+
+impl Directories {
+    fn open(criu: &Criu) -> Result<Self, Error> {
+        let open = |path: &Path| File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source });
+        let images = open(&criu.images)?;
+        let work_path = criu.work.as_ref().unwrap_or(&criu.images).clone();
+        make_directory(&work_path)?;
+        Ok(Self { images, work: open(&work_path)?, work_path })
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.work_path.join(name)
+    }
+
+    /// What every request has.
+    fn tell(&self, mut options: CriuOptions) -> CriuOptions {
+        options.images_dir_fd = self.images.as_raw_fd();
+        options.work_dir_fd = Some(self.work.as_raw_fd());
+        options.notify_scripts = Some(true);
+        options.orphan_pts_master = Some(true);
+        options.manage_cgroups = Some(true);
+        options
+    }
 }
 
 fn make_directory(path: &Path) -> Result<(), Error> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// The host's cgroups as the container has them mounted, where it has.
+fn seen(root: &StateRoot, spec: &Spec, cgroup: &Cgroup) -> Result<CgroupView, Error> {
+    let mut mounts = spec.mounts().iter().flatten();
+    let is_shown = mounts.any(|mount| matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")));
+    if is_shown { view(root, cgroup) } else { Ok(CgroupView::V1 { hierarchies: Vec::new() }) }
+}
+
+/// v1's freezer stops all of a container at once; on v2 criu finds the cgroup itself.
+fn frozen_by(cgroup: &Cgroup) -> Option<String> {
+    if cgroup.is_none() || cgroup.hierarchy().mode() == runtime_linux::cgroup::Mode::Unified {
+        return None;
+    }
+    let directory = cgroup.directory_of("freezer").filter(|directory| directory.is_dir())?;
+    Some(directory.display().to_string())
+}
+
+fn configuration(annotations: &HashMap<String, String>) -> Option<String> {
+    match annotations.get(CONFIGURATION) {
+        Some(path) => Some(path.clone()).filter(|path| !path.is_empty()),
+        None => CONFIGURATIONS.iter().find(|path| Path::new(path).exists()).map(|path| (*path).to_owned()),
+    }
 }
 
 /// Where the standard streams led, by which `restore` knows a pipe again. The file's name and shape are runc's and crun's.
@@ -163,7 +251,7 @@ fn save_descriptors(images: &Path, pid: i32) -> Result<(), Error> {
     std::fs::write(&path, text).map_err(|source| Error::Write { path, source })
 }
 
-fn inherited_pipes(images: &Path) -> Result<Vec<String>, Error> {
+fn inherited_pipes(images: &Path) -> Result<Vec<InheritFd>, Error> {
     let path = images.join("descriptors.json");
     let text = match std::fs::read(&path) {
         // Images that somebody else made.
@@ -171,41 +259,73 @@ fn inherited_pipes(images: &Path) -> Result<Vec<String>, Error> {
         other => other.map_err(|source| Error::Read { path: path.clone(), source })?,
     };
     let all: Vec<String> = serde_json::from_slice(&text).map_err(|source| Error::Parse { path, source })?;
-    Ok(arguments::inherit(&all))
+    Ok(pipes(&all))
 }
 
-fn read_pid(path: &Path) -> Result<i32, Error> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    text.trim().parse().map_err(|_| Error::Criu { what: format!("{} holds no process id", path.display()) })
+/// Standard streams that were pipes are criu's, and so ours, now.
+fn pipes(descriptors: &[String]) -> Vec<InheritFd> {
+    let streams = (0..3).zip(descriptors).filter(|(_, target)| target.starts_with("pipe:"));
+    streams.map(|(fd, key)| InheritFd { key: key.clone(), fd }).collect()
 }
 
-/// A descriptor that criu gets along.
-fn open_for_child(path: &Path) -> Result<OwnedFd, Error> {
-    let step = || format!("open network namespace {}", path.display());
-    let fd = nix::fcntl::open(path, OFlag::O_RDONLY, Mode::empty()).map_err(parent(step()))?;
-    fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).map_err(parent(step()))?;
-    Ok(fd)
+fn open_joined(externals: &Externals) -> Result<Vec<(&'static str, OwnedFd)>, Error> {
+    let open = |joined: &externals::Joined| {
+        let file = File::open(&joined.path).map_err(|source| Error::Read { path: joined.path.clone(), source })?;
+        Ok((joined.key, OwnedFd::from(file)))
+    };
+    externals.joined.iter().map(open).collect()
 }
 
-/// criu wants its root to be a mount: one that only we see, and that goes with this value.
-struct Held(PathBuf);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // The restored container has its own copy; what is left goes with our mount namespace.
-        let _gone = umount2(&self.0, MntFlags::MNT_DETACH);
+/// criu gives whom it restores a time namespace, asked for or not: the monotonic clock goes on from where it was. Whoever enters the container
+/// later has to be in it, or the next dump would find two.
+fn add_time_namespace(names: &mut Vec<String>, pid: i32) {
+    let time = Namespace::Time.file_name();
+    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{time}")).ok();
+    if of("self") != of(&pid.to_string()) && !names.iter().any(|name| name == time) {
+        names.push(time.to_owned());
     }
 }
 
-fn mount_root(rootfs: &Path, at: &Path) -> Result<Held, Error> {
-    make_directory(at)?;
-    namespace::unshare(Kind::Mount.flag()).map_err(parent("unshare the mount namespace"))?;
-    mount::set_root_propagation(MsFlags::MS_PRIVATE | MsFlags::MS_REC)
-        .map_err(parent("cut mount propagation to the host"))?;
-    let tree = mount::open_tree(nix::fcntl::AT_FDCWD, rootfs, Tree::CloneRecursive)
-        .map_err(parent(format!("open {}", rootfs.display())))?;
-    let target =
-        nix::fcntl::open(at, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(parent("open the root"))?;
-    mount::attach(&tree, &target).map_err(parent("bind the root file system"))?;
-    Ok(Held(at.to_owned()))
+/// Where the process is in each hierarchy, which is where the container's processes are to be.
+fn cgroup_roots(pid: i32) -> Result<Vec<CgroupRoot>, Error> {
+    let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
+    let text = runtime_linux::proc::read_text(&path).map_err(|source| Error::Read { path, source })?;
+    Ok(text.lines().flat_map(roots_of_line).collect())
+}
+
+/// cgroups(7), "/proc/pid/cgroup".
+fn roots_of_line(line: &str) -> Vec<CgroupRoot> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { return Vec::new() };
+    let root = |name: &str| CgroupRoot { ctrl: Some(name.to_owned()), path: path.to_owned() };
+    controllers.split(',').map(root).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_controller_has_its_root() {
+        let told = |line: &str| {
+            let roots = roots_of_line(line);
+            roots.into_iter().map(|root| (root.ctrl.unwrap_or_default(), root.path)).collect::<Vec<_>>()
+        };
+        assert_eq!(told("4:cpu,cpuacct:/a:b"), [("cpu".into(), "/a:b".into()), ("cpuacct".into(), "/a:b".into())]);
+        assert_eq!(told("0::/c"), [(String::new(), "/c".into())]);
+        assert!(told("nonsense").is_empty());
+    }
+
+    #[test]
+    fn pipes_are_known_again_by_their_number() {
+        let words = ["/dev/null", "pipe:[12]", "socket:[13]"].map(str::to_owned);
+        assert_eq!(pipes(&words), [InheritFd { key: "pipe:[12]".to_owned(), fd: 1 }]);
+    }
+
+    #[test]
+    fn an_empty_annotation_means_no_configuration() {
+        let annotated = |value: &str| configuration(&HashMap::from([(CONFIGURATION.to_owned(), value.to_owned())]));
+        assert_eq!(annotated("/x.conf"), Some("/x.conf".to_owned()));
+        assert_eq!(annotated(""), None);
+    }
 }

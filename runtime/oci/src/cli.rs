@@ -102,8 +102,11 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(arguments: &Arguments, reporter: &report::Reporter) -> Result<u8, Error> {
     let global = &arguments.global;
-    if matches!(arguments.command, Command::Start { .. } | Command::Delete { .. }) {
-        // No hook gets what our caller left open.
+    if matches!(
+        arguments.command,
+        Command::Start { .. } | Command::Delete { .. } | Command::Checkpoint(_) | Command::Restore(_)
+    ) {
+        // No hook, and no criu, gets what our caller left open.
         runtime_linux::process::close_on_exec_from(3).map_err(Error::errno("close inherited descriptors at exec"))?;
     }
     let root = &global.state_root();

@@ -353,7 +353,7 @@ impl Conversation<'_> {
                 Ok(Some(Report::Warning(text))) => warnings.push(text),
                 Ok(Some(Report::Failed(fault))) => return Err(child_error(&fault, &self.plan.setup, &self.plan.start)),
                 Ok(Some(Report::NeedHooks)) => {
-                    self.runtime_hooks()?;
+                    runtime_hooks(self.spec, self.record)?;
                     sync::send_order(self.sync, Order::HooksDone).map_err(parent("go on after hooks"))?;
                 }
                 Ok(Some(Report::NeedIds { source, tree })) => {
@@ -376,20 +376,21 @@ impl Conversation<'_> {
         }
         Ok(())
     }
+}
 
-    fn runtime_hooks(&self) -> Result<(), Error> {
-        let Some(all) = self.spec.hooks() else { return Ok(()) };
-        // runtime-spec 1.3, "State": created is what comes after step 2 of the lifecycle, and these hooks are steps 3 and 4.
-        let state = self.record.state(Status::Created);
-        let run = |kind, list: &Option<Vec<Hook>>| {
-            let around = Surroundings { directory: Some(&self.record.bundle), environment: None };
-            let list = list.as_deref().unwrap_or(&[]);
-            hooks::run(kind, list, &state, around).map_err(|error| Error::Hook(error.to_string()))
-        };
-        #[allow(deprecated, reason = "runtime-spec 1.3 still has prestart hooks, and callers still use them")]
-        run(HookKind::Prestart, all.prestart())?;
-        run(HookKind::CreateRuntime, all.create_runtime())
-    }
+/// prestart and createRuntime: once the namespaces are there.
+pub(crate) fn runtime_hooks(spec: &Spec, record: &Record) -> Result<(), Error> {
+    let Some(all) = spec.hooks() else { return Ok(()) };
+    // runtime-spec 1.3, "State": created is what comes after step 2 of the lifecycle, and these hooks are steps 3 and 4.
+    let state = record.state(Status::Created);
+    let run = |kind, list: &Option<Vec<Hook>>| {
+        let around = Surroundings { directory: Some(&record.bundle), environment: None };
+        let list = list.as_deref().unwrap_or(&[]);
+        hooks::run(kind, list, &state, around).map_err(|error| Error::Hook(error.to_string()))
+    };
+    #[allow(deprecated, reason = "runtime-spec 1.3 still has prestart hooks, and callers still use them")]
+    run(HookKind::Prestart, all.prestart())?;
+    run(HookKind::CreateRuntime, all.create_runtime())
 }
 
 /// The step's own words around what the child reported.

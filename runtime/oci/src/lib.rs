@@ -37,7 +37,7 @@ mod sync;
 mod systemd;
 
 pub use bundle::{Bundle, parse_process};
-pub use checkpoint::{Criu, Dump, checkpoint, restore};
+pub use checkpoint::{Criu, CriuOptions, Dump, ManageCgroups, NetworkLock, PageServer, checkpoint, restore};
 pub use create::{create, create_observed, send_console, send_pidfd};
 pub use delete::{Deletion, delete};
 pub use error::{Error, Failure};

@@ -21,6 +21,7 @@ use runtime_linux::mount::Overlay;
 use crate::error::Error;
 use crate::options::RootChange;
 
+pub(crate) use devices::default_device_paths;
 pub use mount_options::mount_option_names;
 pub(crate) use namespaces::Namespaces;
 pub(crate) use process::{ProcessContext, process_steps, search_path};

@@ -54,7 +54,7 @@ fn whole(table: &str, root: u32) -> Vec<PathBuf> {
 }
 
 /// proc_pid_mountinfo(5): space, tab, newline and backslash are written as a backslash and three octal digits.
-fn unescape(field: &str) -> PathBuf {
+pub fn unescape(field: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

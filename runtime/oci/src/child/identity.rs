@@ -1,12 +1,13 @@
 //! What the process is: limits, scheduling, user, capabilities, working directory, program.
 
 use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::sys::stat::{Mode, SFlag, fstat, makedev, stat, umask};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, makedev, stat, umask};
 use nix::unistd::{AccessFlags, faccessat};
 use runtime_linux::capability::{self, Set, Sets};
 use runtime_linux::{process, rlimit};
@@ -24,7 +25,7 @@ pub(super) fn execute(step: &Step, child: &mut Child<'_>, held: &mut Held) -> Do
     match step {
         Step::AppArmor(profile) => app_armor(profile, held)?,
         Step::Selinux(label) => selinux(label, held)?,
-        Step::Stdio { uid, gid } => standard_streams(*uid, *gid)?,
+        Step::Stdio { owner } => standard_streams(*owner)?,
         Step::Rlimit { resource, soft, hard, .. } => rlimit::set(*resource, *soft, *hard)?,
         Step::Scheduler(scheduling) => process::set_scheduling(scheduling).map_err(|errno| {
             // sched_setattr(2), EPERM: a deadline takes an affinity of all CPUs.
@@ -97,7 +98,7 @@ fn tell_of_ambient(child: &Child<'_>, wanted: Sets) -> Done {
 fn app_armor(profile: &str, held: &Held) -> Done {
     let proc = super::proc(held)?;
     let value = format!("exec {profile}");
-    let file = if proc.open("self/attr/apparmor/exec", nix::fcntl::OFlag::O_PATH).is_ok() {
+    let file = if proc.open("self/attr/apparmor/exec", OFlag::O_PATH).is_ok() {
         "self/attr/apparmor/exec"
     } else {
         "self/attr/exec"
@@ -111,15 +112,19 @@ fn selinux(label: &str, held: &Held) -> Done {
     written.map_err(|errno| Refusal::said(errno, "does this host have SELinux, and does its policy know the label?"))
 }
 
-/// So that a container's user can open /dev/stderr again when it is a pipe. Never the host's /dev/null.
-fn standard_streams(uid: u32, gid: u32) -> Done {
+/// So that a container's user can open /dev/stderr again when it is a pipe, and that nothing of the host's file systems stays open: a
+/// checkpoint could not name it.
+fn standard_streams(owner: Option<(u32, u32)>) -> Done {
     for number in 0..=2 {
         let Some(stream) = process::standard_stream(number) else { continue };
         let status = fstat(stream)?;
-        let is_device = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
-        if status.st_uid == uid || is_device && status.st_rdev == makedev(1, 3) {
+        if is_null(&status) {
+            if let Some(null) = own_null() {
+                process::place(null.as_fd(), number)?;
+            }
             continue;
         }
+        let Some((uid, gid)) = owner.filter(|(uid, _)| *uid != status.st_uid) else { continue };
         match process::give(stream, uid, Some(gid)) {
             // Not ours to give: a read-only file system, an id that is not mapped, somebody else's file.
             Ok(()) | Err(Errno::EROFS | Errno::EINVAL | Errno::EPERM) => {}
@@ -127,6 +132,20 @@ fn standard_streams(uid: u32, gid: u32) -> Done {
         }
     }
     Ok(())
+}
+
+fn is_null(status: &FileStat) -> bool {
+    SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR && status.st_rdev == makedev(1, 3)
+}
+
+/// The container's /dev/null, where it has a real one.
+fn own_null() -> Option<OwnedFd> {
+    let path = Path::new("/dev/null");
+    // Looked at before it is opened: the image may have put anything there.
+    let found = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let is_real = fstat(&found).is_ok_and(|status| is_null(&status));
+    let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    is_real.then(|| nix::fcntl::open(path, flags, Mode::empty()).ok()).flatten()
 }
 
 fn identity(uid: u32, gid: u32, groups: Option<&[u32]>, wanted: Sets, keep_admin: bool) -> Done {

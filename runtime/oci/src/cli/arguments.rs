@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use runtime_oci::StateRoot;
 
-pub(crate) use checkpoint::{Checkpoint, Dumping, Restore};
+pub(crate) use checkpoint::{CgroupsMode, Checkpoint, Dumping, LockMethod, Restore};
 pub(crate) use container::{Create, Delete, Events, Format, Kill, List, Ps, Run, Spec};
 pub(crate) use exec::Exec;
 pub(crate) use mounts::{Change, Mounts};

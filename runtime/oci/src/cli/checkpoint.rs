@@ -1,11 +1,11 @@
 //! checkpoint and restore, by criu: its options, and its part of a container's life.
 
+use std::fs::{File, OpenOptions};
 use std::path::Path;
 
-use clap::ValueEnum;
-use runtime_oci::{Bundle, Criu, Dump, StateRoot};
+use runtime_oci::{Bundle, Criu, CriuOptions, Deletion, Dump, ManageCgroups, NetworkLock, PageServer, StateRoot};
 
-use super::arguments::{Checkpoint, Dumping, Global, Restore};
+use super::arguments::{CgroupsMode, Checkpoint, Dumping, Global, LockMethod, Restore};
 use super::lifecycle::{self, Wait, parse_id};
 use super::report::Reporter;
 use super::{Error, foreground};
@@ -15,65 +15,51 @@ pub(crate) fn checkpoint(root: &StateRoot, global: &Global, checkpoint: &Checkpo
     let mut options = options(&checkpoint.dumping)?;
     if let Some(parent) = &checkpoint.parent_path {
         check_parent(&checkpoint.dumping.image_path, parent)?;
-        options.extend(["--prev-images-dir".to_owned(), parent.display().to_string()]);
+        options.parent_img = Some(parent.display().to_string());
     }
-    for (flag, is_given) in [
-        ("--skip-in-flight", checkpoint.tcp_skip_in_flight),
-        ("--link-remap", checkpoint.link_remap),
-        ("--track-mem", checkpoint.pre_dump || checkpoint.parent_path.is_some()),
-    ] {
-        options.extend(is_given.then(|| flag.to_owned()));
-    }
-    if let Some(descriptor) = checkpoint.status_fd {
-        options.extend(["--status-fd".to_owned(), descriptor.to_string()]);
-    }
-    if let Some(server) = &checkpoint.page_server {
-        let (address, port) = server
-            .rsplit_once(':')
-            .filter(|(address, _)| !address.is_empty())
-            .ok_or_else(|| Error::Usage(format!("--page-server {server}: it is told as ADDRESS:PORT")))?;
-        let port: u16 =
-            port.parse().map_err(|_| Error::Usage(format!("--page-server {server}: {port} is not a port")))?;
-        options.extend(["--page-server".to_owned(), "--address".to_owned(), address.to_owned()]);
-        options.extend(["--port".to_owned(), port.to_string()]);
-    }
+    options.tcp_skip_in_flight = Some(checkpoint.tcp_skip_in_flight);
+    options.link_remap = Some(checkpoint.link_remap);
+    options.track_mem = Some(checkpoint.pre_dump || checkpoint.parent_path.is_some());
+    options.ps = checkpoint.page_server.as_deref().map(page_server).transpose()?;
+    let ready = checkpoint.status_fd.map(descriptor).transpose()?;
     let dump = match (checkpoint.pre_dump, checkpoint.leave_running) {
         (true, _) => Dump::PreDump,
         (false, true) => Dump::LeaveRunning,
         (false, false) => Dump::Stop,
     };
-    runtime_oci::checkpoint(root, &id, &criu(global, &checkpoint.dumping, options)?, dump)?;
+    runtime_oci::checkpoint(root, &id, &criu(global, &checkpoint.dumping, options)?, dump, ready)?;
     Ok(0)
 }
 
 pub(crate) fn restore(root: &StateRoot, global: &Global, restore: &Restore, reporter: &Reporter) -> Result<u8, Error> {
     let id = parse_id(&restore.id)?;
-    if restore.console_socket.is_some() {
-        return Err(Error::Usage(
-            "--console-socket: criu's command line cannot hand on a terminal; restore containers without one"
-                .to_owned(),
-        ));
-    }
     let bundle = Bundle::load(&restore.bundle)?;
+    let terminal = bundle.spec().process().as_ref().is_some_and(|process| process.terminal() == Some(true));
+    lifecycle::check_console(terminal, restore.detach, restore.console_socket.as_ref())?;
     let mut options = options(&restore.dumping)?;
-    options.extend(restore.tcp_close.then(|| "--tcp-close".to_owned()));
-    for (flag, value) in [("--lsm-profile", &restore.lsm_profile), ("--lsm-mount-context", &restore.lsm_mount_context)]
-    {
-        if let Some(value) = value {
-            options.extend([flag.to_owned(), value.clone()]);
-        }
-    }
+    options.tcp_close = Some(restore.tcp_close);
+    options.lsm_profile.clone_from(&restore.lsm_profile);
+    options.lsm_mount_context.clone_from(&restore.lsm_mount_context);
     let signals = if restore.detach { None } else { Some(foreground::Signals::take()?) };
     let criu = criu(global, &restore.dumping, options)?;
-    let created = runtime_oci::restore(root, &id, &bundle, &criu, lifecycle::cgroups(global))?;
+    let mut created = runtime_oci::restore(root, &id, &bundle, &criu, lifecycle::cgroups(global))?;
     reporter.warnings(&created.warnings);
-    lifecycle::write_pid_file(restore.pid_file.as_deref(), created.pid)?;
+    let undo = |error: Error| {
+        // The first error is the one to tell.
+        let _second = runtime_oci::delete(root, &id, Deletion::Force);
+        error
+    };
+    if let (Some(socket), Some(master)) = (&restore.console_socket, created.console.take_if(|_| restore.detach)) {
+        runtime_oci::send_console(socket, &master).map_err(|error| undo(error.into()))?;
+    }
+    lifecycle::write_pid_file(restore.pid_file.as_deref(), created.pid).map_err(undo)?;
     let Some(signals) = signals else { return Ok(0) };
-    Wait { root, id: &id, process: &created.pidfd, signals: &signals, keep: false, reporter }.for_end(None)
+    let console = foreground::Console::new(created.console, terminal).map_err(undo)?;
+    Wait { root, id: &id, process: &created.pidfd, signals: &signals, keep: false, reporter }.for_end(console)
 }
 
 /// Paths are ours to resolve: criu works in another directory.
-fn criu(global: &Global, dumping: &Dumping, options: Vec<String>) -> Result<Criu, Error> {
+fn criu(global: &Global, dumping: &Dumping, options: CriuOptions) -> Result<Criu, Error> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io(format!("find {}", path.display())));
     Ok(Criu {
         program: global.criu.clone(),
@@ -83,33 +69,49 @@ fn criu(global: &Global, dumping: &Dumping, options: Vec<String>) -> Result<Criu
     })
 }
 
-fn options(dumping: &Dumping) -> Result<Vec<String>, Error> {
-    let mut words = Vec::new();
-    for (flag, is_given) in [
-        ("--tcp-established", dumping.tcp_established),
-        ("--ext-unix-sk", dumping.ext_unix_sk),
-        ("--shell-job", dumping.shell_job),
-        ("--file-locks", dumping.file_locks),
-        ("--lazy-pages", dumping.lazy_pages),
-        ("--auto-dedup", dumping.auto_dedup),
-    ] {
-        words.extend(is_given.then(|| flag.to_owned()));
+fn options(dumping: &Dumping) -> Result<CriuOptions, Error> {
+    if let Some(namespace) = dumping.empty_ns.iter().find(|namespace| *namespace != "network") {
+        return Err(Error::Usage(format!("--empty-ns {namespace}: criu can make an empty network namespace only")));
     }
-    words.push(format!("--manage-cgroups={}", name(&dumping.manage_cgroups_mode)));
-    if let Some(method) = &dumping.network_lock {
-        words.extend(["--network-lock".to_owned(), name(method)]);
-    }
-    for namespace in &dumping.empty_ns {
-        if namespace != "network" {
-            return Err(Error::Usage(format!("--empty-ns {namespace}: criu can make an empty network namespace only")));
-        }
-        words.extend(["--empty-ns".to_owned(), "net".to_owned()]);
-    }
-    Ok(words)
+    let network = nix::sched::CloneFlags::CLONE_NEWNET.bits().cast_unsigned();
+    let mode = match dumping.manage_cgroups_mode {
+        CgroupsMode::Soft => ManageCgroups::Soft,
+        CgroupsMode::Full => ManageCgroups::Full,
+        CgroupsMode::Strict => ManageCgroups::Strict,
+        CgroupsMode::Ignore => ManageCgroups::Ignore,
+    };
+    let lock = |method| match method {
+        LockMethod::Iptables => NetworkLock::Iptables as i32,
+        LockMethod::Nftables => NetworkLock::Nftables as i32,
+        LockMethod::Skip => NetworkLock::Skip as i32,
+    };
+    let mut options = CriuOptions::default();
+    options.tcp_established = Some(dumping.tcp_established);
+    options.ext_unix_sk = Some(dumping.ext_unix_sk);
+    options.shell_job = Some(dumping.shell_job);
+    options.file_locks = Some(dumping.file_locks);
+    options.lazy_pages = Some(dumping.lazy_pages);
+    options.auto_dedup = Some(dumping.auto_dedup);
+    options.manage_cgroups_mode = Some(mode as i32);
+    options.network_lock = dumping.network_lock.map(lock);
+    options.empty_ns = (!dumping.empty_ns.is_empty()).then_some(network);
+    Ok(options)
 }
 
-fn name(value: &impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+fn page_server(text: &str) -> Result<PageServer, Error> {
+    let usage = |why: &str| Error::Usage(format!("--page-server {text}: {why}"));
+    let (address, port) = text
+        .rsplit_once(':')
+        .filter(|(address, _)| !address.is_empty())
+        .ok_or_else(|| usage("it is told as ADDRESS:PORT"))?;
+    let port: u16 = port.parse().map_err(|_| usage(&format!("{port} is not a port")))?;
+    Ok(PageServer { address: Some(address.to_owned()), port: Some(port.into()) })
+}
+
+/// One that the caller has left open for us.
+fn descriptor(number: i32) -> Result<File, Error> {
+    let path = format!("/proc/self/fd/{number}");
+    OpenOptions::new().write(true).open(path).map_err(Error::io(format!("open --status-fd {number}")))
 }
 
 /// criu keeps a link to it beside the new images, so it has to hold wherever they are moved.

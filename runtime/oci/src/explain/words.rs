@@ -396,7 +396,12 @@ fn devices(step: &Step) -> Words {
             "a terminal of the container's own; its other end goes to the caller over a socket",
             "ls -l /proc/PID/fd",
         ),
-        _ => ("fchown(2)", "", "lets a program that is not root open /dev/stdout again", "ls -lL /proc/PID/fd"),
+        _ => (
+            "fchown(2), dup3(2) of the container's /dev/null in place of the host's",
+            "",
+            "lets a program that is not root open /dev/stdout again, and leaves nothing of the host's open",
+            "ls -lL /proc/PID/fd",
+        ),
     }
 }
 

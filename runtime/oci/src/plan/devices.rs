@@ -18,6 +18,11 @@ const DEFAULT: [(&str, u64, u64); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
+/// Where every container has a node.
+pub(crate) fn default_device_paths() -> impl Iterator<Item = &'static str> {
+    DEFAULT.iter().map(|(path, ..)| *path)
+}
+
 /// runtime-spec 1.3, "Dev symbolic links", and the terminal multiplexer of the container's own devpts.
 const LINKS: [(&str, &str); 6] = [
     ("/dev/fd", "/proc/self/fd"),

@@ -45,8 +45,8 @@ pub(crate) fn process_steps(
     scheduling(process, context, setup)?;
     let user = process.user();
     let terminal = process.terminal() == Some(true);
-    if !terminal && user.uid() != 0 {
-        setup.push(Step::Stdio { uid: user.uid(), gid: user.gid() });
+    if !terminal {
+        setup.push(Step::Stdio { owner: (user.uid() != 0).then(|| (user.uid(), user.gid())) });
     }
     let no_new_privileges = process.no_new_privileges() == Some(true);
     let filter = context.seccomp.map(|profile| compile(profile, context.strict_seccomp, warnings)).transpose()?;

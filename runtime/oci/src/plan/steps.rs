@@ -164,9 +164,9 @@ pub(crate) enum Step {
     },
     AppArmor(String),
     Selinux(String),
+    /// Those that are the host's /dev/null become the container's; the others get an owner, where one is named.
     Stdio {
-        uid: u32,
-        gid: u32,
+        owner: Option<(u32, u32)>,
     },
     Rlimit {
         name: String,
@@ -266,7 +266,8 @@ impl fmt::Display for Step {
             Self::Sysctl { key, value, .. } => write!(f, "set sysctl {key} to {value}"),
             Self::AppArmor(profile) => write!(f, "set AppArmor profile {profile} for exec"),
             Self::Selinux(label) => write!(f, "set SELinux label {label} for exec"),
-            Self::Stdio { uid, gid } => write!(f, "give the standard streams to {uid}:{gid}"),
+            Self::Stdio { owner: Some((uid, gid)) } => write!(f, "give the standard streams to {uid}:{gid}"),
+            Self::Stdio { owner: None } => f.write_str("hand over the standard streams"),
             Self::Rlimit { name, soft, hard, .. } => write!(f, "set {name} to {soft}:{hard}"),
             Self::Scheduler(_) => f.write_str("set the scheduler"),
             Self::IoPriority { class, level } => write!(f, "set I/O priority class {class} level {level}"),

@@ -13,7 +13,7 @@ pub(crate) enum CgroupsMode {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum NetworkLock {
+pub(crate) enum LockMethod {
     Iptables,
     Nftables,
     Skip,
@@ -45,7 +45,7 @@ pub(crate) struct Dumping {
     #[arg(long, value_name = "MODE", default_value = "soft")]
     pub manage_cgroups_mode: CgroupsMode,
     #[arg(long, value_name = "METHOD")]
-    pub network_lock: Option<NetworkLock>,
+    pub network_lock: Option<LockMethod>,
     /// A namespace to make empty: `network`.
     #[arg(long, value_name = "NAMESPACE")]
     pub empty_ns: Vec<String>,
