@@ -21,6 +21,9 @@ use crate::plan::namespaces::kind;
 const NAMESPACES: [(LinuxNamespaceType, &str, &str); 2] =
     [(LinuxNamespaceType::Network, "net", "extRootNetNS"), (LinuxNamespaceType::Pid, "pid", "extRootPidNS")];
 
+/// What lies over a masked file.
+const MASK: &str = "/dev/null";
+
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Externals {
     pub mounts: Vec<External>,
@@ -39,6 +42,8 @@ pub(super) struct External {
     pub source: PathBuf,
     /// A directory that is there is no external one.
     pub is_file: bool,
+    /// A masked file: all of them have one name, as with runc and crun.
+    pub is_mask: bool,
 }
 
 /// A namespace that outlives the container.
@@ -61,7 +66,7 @@ impl Externals {
         }
         // A masked file is a bind of /dev/null; a masked directory is a file system of the container's own.
         let masked = linux.and_then(|linux| linux.masked_paths().as_ref()).into_iter().flatten();
-        all.mounts.extend(masked.map(|path| External::file(path, "/dev/null")));
+        all.mounts.extend(masked.map(|path| External { is_mask: true, ..External::file(path, MASK) }));
         if has(LinuxNamespaceType::User) {
             // Nodes cannot be made there: they are the host's, bound.
             let more = linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten();
@@ -83,7 +88,7 @@ impl Externals {
         let options = mount.options().as_deref().unwrap_or(&[]);
         let typ = mount.typ().as_deref().unwrap_or_default();
         let inside = mount.destination();
-        let external = |inside: PathBuf, source: &Path| External { inside, source: source.to_owned(), is_file: false };
+        let external = |inside: PathBuf, source: &Path| External { is_file: false, ..External::file(inside, source) };
         if typ == "bind" || options.iter().any(|option| option == "bind" || option == "rbind") {
             let source = mount.source().clone().unwrap_or_default();
             self.mounts.push(external(inside.clone(), &bundle.join(source)));
@@ -105,7 +110,7 @@ impl Externals {
         let mut words = Vec::new();
         for external in &self.mounts {
             if let Some(place) = table.place_of(external) {
-                let word = format!("mnt[{0}]:{0}", place.display());
+                let word = format!("mnt[{}]:{}", place.display(), external.name(&place).display());
                 if !words.contains(&word) {
                     words.push(word);
                 }
@@ -127,13 +132,18 @@ impl Externals {
 
 impl External {
     fn file(inside: impl AsRef<Path>, source: impl AsRef<Path>) -> Self {
-        Self { inside: inside.as_ref().to_owned(), source: source.as_ref().to_owned(), is_file: true }
+        Self { inside: inside.as_ref().to_owned(), source: source.as_ref().to_owned(), is_file: true, is_mask: false }
     }
 
     /// criu's word for it when it restores, once it is known where it really lies. criu compares the source with the host's mount points.
     pub(super) fn word(&self, place: &Path) -> String {
         let source = std::fs::canonicalize(&self.source);
-        format!("mnt[{}]:{}", place.display(), source.as_ref().unwrap_or(&self.source).display())
+        format!("mnt[{}]:{}", self.name(place).display(), source.as_ref().unwrap_or(&self.source).display())
+    }
+
+    /// What it is called in the images.
+    fn name<'a>(&self, place: &'a Path) -> &'a Path {
+        if self.is_mask { Path::new(MASK) } else { place }
     }
 }
 
@@ -213,7 +223,7 @@ mod tests {
             },
         });
         let all = externals(json.clone(), &cgroups);
-        let mine = ["mnt[/data]:/bundle/srv", "mnt[/sys/fs/cgroup]:/sys/fs/cgroup/c", "mnt[/proc/kcore]:/dev/null"];
+        let mine = ["mnt[/data]:/bundle/srv", "mnt[/sys/fs/cgroup]:/sys/fs/cgroup/c", "mnt[/dev/null]:/dev/null"];
         assert_eq!(words(&all), mine);
         assert_eq!(all.namespaces, ["pid", "net"]);
         assert_eq!(all.joined.iter().map(|joined| joined.key).collect::<Vec<_>>(), ["extRootNetNS"]);
