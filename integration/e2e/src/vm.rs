@@ -7,6 +7,7 @@
 
 mod cpio;
 mod kernel;
+mod systemd;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -82,6 +83,11 @@ ip link set lo up
 hostname guest
 for module in /modules/*; do insmod "$module" || echo "insmod $module failed"; done
 echo 1 > /proc/sys/net/ipv4/ip_forward
+. /last
+"#;
+
+/// The only work of the machine, and its end.
+const PROGRAM_AND_OFF: &str = r#"#!/bin/busybox sh
 /program < /dev/null
 echo "the guest's program ended with $?"
 poweroff -f
@@ -120,6 +126,7 @@ impl Vm {
         vm.archive.file("bin/busybox", 0o755, fs::read(BUSYBOX).context("read busybox")?);
         vm.archive.file("init", 0o755, INIT.into());
         vm.archive.file("init-in-tree", 0o755, INIT_IN_TREE.into());
+        vm.archive.file("program-and-off", 0o755, PROGRAM_AND_OFF.into());
         vm.archive.file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n".into());
         vm.archive.file("etc/resolv.conf", 0o644, "nameserver 127.0.0.1\n".into());
         vm.archive.file("etc/group", 0o644, "root:x:0:\ntty:x:5:\n".into());
@@ -160,7 +167,18 @@ impl Vm {
     }
 
     /// Boots, runs a shell script and returns when the machine is off; `deadline` is what it takes at most with its processors to itself.
-    pub fn run(mut self, script: &str, deadline: Duration) -> Result<Report> {
+    pub fn run(self, script: &str, deadline: Duration) -> Result<Report> {
+        self.run_after("exec /program-and-off\n", script, deadline)
+    }
+
+    /// The same as a service of the host's systemd, which is the guest's first process and on the bus.
+    pub fn run_under_systemd(mut self, script: &str, deadline: Duration) -> Result<Report> {
+        systemd::add(&mut self)?;
+        self.run_after(systemd::START, script, deadline)
+    }
+
+    fn run_after(mut self, last: &str, script: &str, deadline: Duration) -> Result<Report> {
+        self.archive.file("last", 0o644, last.into());
         self.archive.file("program", 0o755, format!("#!/bin/sh\n{script}").into());
         let initramfs = self.scratch.path().join("initramfs");
         fs::write(&initramfs, self.archive.finish()).context("write the initramfs")?;

@@ -26,6 +26,12 @@ fn updates_and_drivers() -> Result<()> {
     passed(&oci_guest()?.run(script, 3 * DEADLINE)?)
 }
 
+/// With a real systemd, which owns the cgroups.
+#[test]
+fn under_systemd() -> Result<()> {
+    passed(&oci_guest()?.run_under_systemd("exec /oci-tests --include-ignored systemd::\n", DEADLINE)?)
+}
+
 /// By a real criu, which may be older than the kernel of this machine.
 #[test]
 fn checkpoints() -> Result<()> {

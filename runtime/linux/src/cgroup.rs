@@ -26,6 +26,7 @@ mod stats;
 mod unified;
 
 pub use detail::{CPUSET_FLAGS, Details, IoEntry, Pressure, Pressures, Usage};
+pub use device_list::{AllowedDevice, allowed_devices};
 pub use hierarchy::{Hierarchy, Mode};
 pub use join::SubCgroup;
 pub use oom::OomWatch;

@@ -5,6 +5,7 @@
 
 mod annotations;
 mod bus;
+mod devices;
 mod message;
 mod names;
 mod properties;
@@ -79,6 +80,7 @@ impl Unit {
         all.push((io.to_owned(), Value::Bool(true)));
         all.push(("DefaultDependencies".to_owned(), Value::Bool(false)));
         all.extend(properties::of(resources, hierarchy)?);
+        all.extend(devices::of(resources, hierarchy)?);
         for (name, text) in &self.annotations {
             all.push(annotations::parse(name, text)?);
         }
@@ -91,7 +93,8 @@ impl Unit {
 
     /// Tells systemd of changed limits, so that it does not set the old ones again.
     pub(crate) fn update(&self, resources: &LinuxResources, hierarchy: &Hierarchy) -> Result<(), Error> {
-        let all = properties::of(resources, hierarchy)?;
+        let mut all = properties::of(resources, hierarchy)?;
+        all.extend(devices::of(resources, hierarchy)?);
         if all.is_empty() {
             return Ok(());
         }

@@ -4,8 +4,9 @@
 //! So the outcome is worked out here, purely, and the list is brought from what it is to that. Invariant: a running container never loses,
 //! on the way, what both lists allow, and never gains what neither does.
 
-use super::device::{ALL, Kind, MKNOD, READ, Rule, WRITE};
+use super::device::{self, ALL, Kind, MKNOD, READ, Rule, WRITE};
 use super::{Error, file};
+use oci_spec::runtime::LinuxDeviceCgroup;
 use std::path::Path;
 
 /// `b` or `c`, major, minor; `None` is every number.
@@ -80,12 +81,38 @@ fn take_back(exceptions: &mut Exceptions, device: Device, access: u8) -> Result<
     Ok(())
 }
 
+/// Devices that a list allows, or a pattern of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedDevice {
+    pub is_block: bool,
+    /// `None` is every number.
+    pub major: Option<u32>,
+    pub minor: Option<u32>,
+    /// Some of `rwm`.
+    pub access: String,
+}
+
+/// What a list of `linux.resources.devices` comes down to where everything else is denied; `None` where everything else is allowed.
+pub fn allowed_devices(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<AllowedDevice>>, Error> {
+    let outcome = outcome(&device::parse(rules)?)?;
+    let allowed = outcome.exceptions.into_iter().map(|((kind, major, minor), access)| AllowedDevice {
+        is_block: kind == 'b',
+        major,
+        minor,
+        access: letters(access),
+    });
+    Ok((!outcome.is_open).then(|| allowed.collect()))
+}
+
+fn letters(access: u8) -> String {
+    let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+    letters.iter().filter(|(bit, _)| access & bit != 0).map(|(_, letter)| *letter).collect()
+}
+
 /// As `devices.allow`, `devices.deny` and `devices.list` have it.
 fn line((kind, major, minor): Device, access: u8) -> String {
     let number = |value: Option<u32>| value.map_or("*".to_owned(), |value| value.to_string());
-    let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
-    let letters: String = letters.iter().filter(|(bit, _)| access & bit != 0).map(|(_, letter)| *letter).collect();
-    format!("{kind} {}:{} {letters}", number(major), number(minor))
+    format!("{kind} {}:{} {}", number(major), number(minor), letters(access))
 }
 
 /// `devices.list`; one that allows by default shows only that.
@@ -150,7 +177,6 @@ pub(super) fn apply(directory: &Path, rules: &[Rule]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::device;
     use super::*;
 
     fn rules(json: &str) -> Vec<Rule> {

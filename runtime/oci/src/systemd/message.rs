@@ -19,6 +19,7 @@ pub(crate) enum Value {
     Strings(Vec<String>),
     Numbers(Vec<u32>),
     Bytes(Vec<u8>),
+    Pairs(Vec<(String, String)>),
 }
 
 impl Value {
@@ -35,6 +36,7 @@ impl Value {
             Self::Strings(_) => "as",
             Self::Numbers(_) => "au",
             Self::Bytes(_) => "ay",
+            Self::Pairs(_) => "a(ss)",
         }
     }
 }
@@ -118,6 +120,12 @@ impl Writer {
                 }
             }),
             Value::Bytes(all) => self.array(1, |writer| writer.0.extend(all)),
+            Value::Pairs(all) => self.array(8, |writer| {
+                for (first, second) in all {
+                    writer.align(8);
+                    writer.string(first).string(second);
+                }
+            }),
         };
     }
 

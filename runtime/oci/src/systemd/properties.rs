@@ -1,7 +1,7 @@
 //! `linux.resources` as properties of a unit; org.freedesktop.systemd1(5), systemd.resource-control(5). Pure.
 //!
-//! What systemd has no property for, or rounds, is set in the cgroup's own files as well, which is ours by `Delegate=`; device rules only
-//! there. Invariant: a limit is told to systemd wherever it knows one, or its next `daemon-reload` would take it away.
+//! What systemd has no property for, or rounds, is set in the cgroup's own files as well, which is ours by `Delegate=`. Device rules are in
+//! `devices.rs`. Invariant: a limit is told to systemd wherever it knows one, or its next `daemon-reload` would take it away.
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use runtime_linux::cgroup::{Hierarchy, weight_from_shares};

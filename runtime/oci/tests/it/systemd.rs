@@ -1,10 +1,13 @@
-//! The systemd driver, against a manager of our own on a socket: it speaks as much D-Bus as systemd's would for a unit's life.
+//! The systemd driver, against a manager of our own on a socket: it speaks as much D-Bus as systemd's would for a unit's life. What takes the
+//! real one runs where it is the first process, in the virtual machine of `integration/e2e/tests/unified.rs`.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use nix::sys::stat::{Mode, SFlag, major, minor, mknod};
 use serde_json::json;
 
 use crate::harness::{Said, World};
@@ -240,4 +243,189 @@ fn what_systemd_cannot_be_asked_is_said() {
     let said: Said = command.output().expect("run").into();
     assert!(said.bad().contains("cannot be reached at /no/bus (is systemd running"));
     world.assert_gone();
+}
+
+/// What the real one knows of a unit.
+fn shown(unit: &str, property: &str) -> String {
+    let said = std::process::Command::new("systemctl").args(["show", "--value", "-p", property, unit]).output();
+    String::from_utf8_lossy(&said.expect("run systemctl").stdout).trim().to_owned()
+}
+
+fn systemctl(words: &[&str]) {
+    let said = std::process::Command::new("systemctl").args(words).output().expect("run systemctl");
+    assert!(said.status.success(), "{words:?}: {said:?}");
+}
+
+/// Of the one tree of cgroup v2.
+fn limit(cgroup: &str, file: &str) -> String {
+    let path = Path::new("/sys/fs/cgroup").join(cgroup).join(file);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.trim().to_owned()
+}
+
+fn limited(slice: &str) -> World {
+    let mut world = World::new(&["sleep", "1000"]);
+    world.config["linux"]["cgroupsPath"] = json!(format!("{slice}:sampan:{}", world.id));
+    let disk = std::fs::metadata("/dev/vda").expect("the machine's disk").rdev();
+    let disk = json!({"allow": true, "type": "b", "major": major(disk), "minor": minor(disk), "access": "r"});
+    world.config["linux"]["resources"] = json!({
+        "devices": [{"allow": false, "access": "rwm"}, disk],
+        "memory": {"limit": 33_554_432, "reservation": 25_165_824, "swap": 67_108_864},
+        "cpu": {"shares": 512, "quota": 5000, "period": 20000, "cpus": "1"},
+        "pids": {"limit": 77},
+        "unified": {"memory.high": "29360128"},
+    });
+    world.save();
+    world
+}
+
+impl World {
+    fn by_systemd(&self, words: &[&str], rest: &[&str]) -> Said {
+        let mut command = self.command();
+        command.arg("--systemd-cgroup").args(words).arg(&self.id).args(rest);
+        let err = self.path("err");
+        let file = std::fs::File::create(&err).expect("create");
+        let status = command.stdout(std::process::Stdio::null()).stderr(file).status().expect("run sampan-oci");
+        Said { out: String::new(), err: std::fs::read_to_string(err).expect("read"), code: status.code().unwrap_or(-1) }
+    }
+
+    fn begin_by_systemd(&self) -> String {
+        let bundle = self.bundle();
+        self.by_systemd(&["run", "-d", "--bundle", bundle.to_str().expect("utf-8")], &[]).good();
+        format!("sampan-{}.scope", self.id)
+    }
+
+    /// Whether it may open a device of the host's.
+    fn opens(&self, name: &str) -> bool {
+        let node = self.rootfs().join("tmp").join(name);
+        if !node.exists() {
+            let device = std::fs::metadata(Path::new("/dev").join(name)).expect("stat");
+            let kind = SFlag::from_bits_truncate(device.mode()) & SFlag::S_IFMT;
+            mknod(&node, kind, Mode::from_bits_truncate(0o600), device.rdev()).expect("mknod");
+        }
+        let opened = self.oci(&["exec"], &["sh", "-c", &format!("exec 3< /tmp/{name}")]);
+        assert!(opened.code == 0 || opened.err.contains("not permitted"), "{opened:?}");
+        opened.code == 0
+    }
+}
+
+#[test]
+#[ignore = "runs in unified.rs' machine, under systemd"]
+fn limits_are_systemds_too_and_survive_its_reload() {
+    let world = limited("system.slice");
+    let unit = world.begin_by_systemd();
+    let cgroup = format!("system.slice/{unit}");
+    let pid = world.pid();
+    let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup");
+    assert_eq!(own.trim(), format!("0::/{cgroup}"));
+    for (property, value) in [
+        ("ActiveState", "active"),
+        ("Slice", "system.slice"),
+        ("Delegate", "yes"),
+        ("MemoryMax", "33554432"),
+        ("MemoryLow", "25165824"),
+        ("MemorySwapMax", "33554432"),
+        ("MemoryHigh", "29360128"),
+        ("CPUQuotaPerSecUSec", "250ms"),
+        ("AllowedCPUs", "1"),
+        ("TasksMax", "77"),
+    ] {
+        assert_eq!(shown(&unit, property), value, "{property}");
+    }
+    let check = |memory: &str| {
+        for (file, value) in [
+            ("memory.max", memory),
+            ("memory.low", "25165824"),
+            ("memory.high", "29360128"),
+            ("cpu.max", "5000 20000"),
+            ("cpu.weight", "59"),
+            ("cpuset.cpus", "1"),
+            ("pids.max", "77"),
+        ] {
+            assert_eq!(limit(&cgroup, file), value, "{file}");
+        }
+        // As every container; as this one; not at all.
+        assert_eq!(["zero", "vda", "ttyS0"].map(|name| world.opens(name)), [true, true, false]);
+    };
+    check("33554432");
+    // Whatever systemd does not know of a unit it takes away now.
+    systemctl(&["daemon-reload"]);
+    check("33554432");
+    world.by_systemd(&["update", "--memory", "41943040", "--memory-swap", "67108864"], &[]).good();
+    systemctl(&["daemon-reload"]);
+    check("41943040");
+    assert_eq!(shown(&unit, "MemoryMax"), "41943040");
+
+    world.oci(&["pause"], &[]).good();
+    assert_eq!(world.status(), "paused");
+    world.oci(&["resume"], &[]).good();
+    let inside = world.oci(&["exec"], &["cat", "/proc/self/cgroup"]).good();
+    assert_eq!(inside.trim(), "0::/");
+    world.by_systemd(&["delete", "--force"], &[]).good();
+    assert_eq!(shown(&unit, "LoadState"), "not-found");
+    assert!(!Path::new("/sys/fs/cgroup").join(&cgroup).exists());
+    world.assert_gone();
+}
+
+#[test]
+#[ignore = "runs in unified.rs' machine, under systemd"]
+fn a_name_can_be_used_again_however_it_ended() {
+    let mut world = limited("machine-tests.slice");
+    world.config["process"]["args"] = json!(["sh", "-c", "exit 3"]);
+    world.save();
+    let unit = format!("sampan-{}.scope", world.id);
+    for _ in 0..2 {
+        let bundle = world.bundle();
+        let said = world.by_systemd(&["run", "--bundle", bundle.to_str().expect("utf-8")], &[]);
+        assert_eq!(said.code, 3, "{said:?}");
+        assert_eq!(shown(&unit, "LoadState"), "not-found");
+    }
+    world.config["process"]["args"] = json!(["sleep", "1000"]);
+    // Its init takes no notice of SIGTERM.
+    world.config["annotations"] = json!({"org.systemd.property.TimeoutStopSec": "1"});
+    world.save();
+    assert_eq!(world.begin_by_systemd(), unit);
+    // A slice of a slice is below it.
+    assert_eq!(shown(&unit, "ControlGroup"), format!("/machine.slice/machine-tests.slice/{unit}"));
+    // systemd may end a container as well.
+    systemctl(&["stop", &unit]);
+    crate::harness::eventually("it has stopped", || world.status() == "stopped");
+    world.by_systemd(&["delete"], &[]).good();
+    // And one that failed before it was a container leaves no unit behind.
+    world.config["process"]["args"] = json!(["/not/there"]);
+    world.save();
+    let bundle = world.bundle();
+    let said = world.by_systemd(&["run", "--bundle", bundle.to_str().expect("utf-8")], &[]).bad();
+    assert!(said.contains("/not/there"), "{said}");
+    assert_eq!(shown(&unit, "LoadState"), "not-found");
+    world.assert_gone();
+}
+
+#[test]
+#[ignore = "runs in unified.rs' machine, under systemd"]
+fn what_systemd_refuses_is_told_in_its_words() {
+    let mut world = limited("system.slice");
+    world.config["annotations"] = json!({"org.systemd.property.NoSuchProperty": "true"});
+    world.save();
+    let bundle = world.bundle();
+    let run = ["run", "-d", "--bundle", bundle.to_str().expect("utf-8")];
+    let said = world.by_systemd(&run, &[]).bad();
+    assert!(said.contains("NoSuchProperty"), "{said}");
+    world.assert_gone();
+    world.config["annotations"] = json!({
+        "org.systemd.property.Description": "'a container of ours'",
+        "org.systemd.property.TimeoutStopSec": "7",
+    });
+    world.save();
+    let unit = world.begin_by_systemd();
+    assert_eq!(shown(&unit, "Description"), "a container of ours");
+    assert_eq!(shown(&unit, "TimeoutStopUSec"), "7s");
+    // Two with one unit: the second is refused, the first lives.
+    let mut second = limited("system.slice");
+    second.config["linux"]["cgroupsPath"] = world.config["linux"]["cgroupsPath"].clone();
+    second.save();
+    let bundle = second.bundle();
+    second.by_systemd(&["run", "-d", "--bundle", bundle.to_str().expect("utf-8")], &[]).bad();
+    second.assert_gone();
+    assert_eq!(world.status(), "running");
 }

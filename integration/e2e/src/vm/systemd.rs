@@ -1,0 +1,90 @@
+//! A guest whose first process is the host's systemd, with a D-Bus daemon: no service but these and the guest's program.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Vm;
+
+/// Since systemd 254 a program of its own starts the services.
+const PROGRAMS: [&str; 2] = ["/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-executor"];
+const TOOLS: [&str; 2] = ["/usr/bin/systemctl", "/usr/bin/dbus-daemon"];
+
+/// In the tree, in place of the guest's program.
+pub(super) const START: &str = "exec /usr/lib/systemd/systemd --unit=program.service --show-status=false --log-target=console --log-level=warning\n";
+
+const PROGRAM: &str = "\
+[Unit]
+DefaultDependencies=no
+Requires=dbus.service
+After=dbus.service
+
+[Service]
+Type=oneshot
+StandardInput=null
+StandardOutput=file:/dev/console
+StandardError=file:/dev/console
+Environment=PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=dumb
+ExecStart=/program-and-off
+";
+
+/// systemd goes on the bus once these two are active.
+const BUS_SOCKET: &str = "\
+[Unit]
+DefaultDependencies=no
+
+[Socket]
+ListenStream=/run/dbus/system_bus_socket
+";
+
+const BUS: &str = "\
+[Unit]
+DefaultDependencies=no
+Requires=dbus.socket
+After=dbus.socket
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart=/usr/bin/dbus-daemon --config-file=/etc/bus.conf --address=systemd: --nofork --nopidfile
+";
+
+/// Everybody may do everything; who may ask systemd for what is systemd's own affair.
+const BUS_CONFIGURATION: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path=/run/dbus/system_bus_socket</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_type="method_return"/>
+    <allow send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="signal"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+  </policy>
+</busconfig>
+"#;
+
+pub(super) fn add(vm: &mut Vm) -> Result<()> {
+    for program in PROGRAMS.iter().filter(|program| Path::new(program).exists()) {
+        vm.program(Path::new(program), program)?;
+    }
+    for tool in TOOLS {
+        if !Path::new(tool).exists() {
+            bail!("{tool} is missing: install the packages systemd and dbus");
+        }
+        vm.program(Path::new(tool), tool).with_context(|| format!("put {tool} into the guest"))?;
+    }
+    let units = [("program.service", PROGRAM), ("dbus.socket", BUS_SOCKET), ("dbus.service", BUS)];
+    for (name, text) in units {
+        vm.file(&format!("/etc/systemd/system/{name}"), text);
+    }
+    vm.file("/etc/bus.conf", BUS_CONFIGURATION);
+    Ok(())
+}
