@@ -204,7 +204,7 @@ impl Vm {
         // A disk that reads as zeros, to have something with a device number.
         command.args(["-drive", "driver=null-co,read-zeroes=on,size=16M,if=virtio"]);
         command.arg("-kernel").arg(self.kernel.image()).arg("-initrd").arg(initramfs);
-        command.args(["-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off nokaslr"]);
+        command.args(["-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off nokaslr systemd.show_status=0"]);
         let console: PathBuf = self.scratch.path().join("console");
         // To a file: a reader that falls behind would slow the guest down.
         let output = fs::File::create(&console).context("create the console")?;

@@ -1,8 +1,8 @@
 //! The host's cgroups as a container's /sys/fs/cgroup is to show them: which trees there are, and the container's own directory in each.
 //!
 //! A container without a cgroup of its own lives in its caller's, which /proc/self/cgroup names; runc (`getCgroupMounts`) and crun
-//! (`do_mount_cgroup_v1`) read it there too, for every container. Invariant: nothing is shown that lies above the container's place,
-//! unless that place lies above the mount itself.
+//! (`do_mount_cgroup_v1`) read it there too, for every container. Invariant: nothing is bound that lies above the container's place,
+//! unless that place lies above the mount itself; only root of the host shows the whole tree of v2.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,8 @@ pub(crate) fn view(root: &StateRoot, cgroup: &Cgroup) -> Result<CgroupView, Erro
     };
     let read = |path: &str| read_text(Path::new(path)).map_err(|source| Error::Read { path: path.into(), source });
     let own = if cgroup.is_none() { Own::Callers(read("/proc/self/cgroup")?) } else { Own::Path(cgroup.path()) };
-    Ok(look(mode, root.mounts()?, &own))
+    let is_hosts_root = nix::unistd::geteuid().is_root() && runtime_linux::idmap::is_initial();
+    Ok(look(mode, root.mounts()?, &own, is_hosts_root))
 }
 
 /// Where the container is in each tree.
@@ -46,11 +47,12 @@ impl Own<'_> {
     }
 }
 
-fn look(mode: Mode, table: &str, own: &Own<'_>) -> CgroupView {
+fn look(mode: Mode, table: &str, own: &Own<'_>, is_hosts_root: bool) -> CgroupView {
     let trees = table.lines().filter_map(Tree::parse);
     if mode == Mode::Unified {
         let tree = trees.into_iter().find(|tree| tree.is_unified);
-        return CgroupView::V2 { own: tree.map(|tree| own.directory(&tree)).unwrap_or_default() };
+        let own = tree.map(|tree| own.directory(&tree)).unwrap_or_default();
+        return CgroupView::V2 { own, may_show_all: is_hosts_root };
     }
     let legacy = trees.filter(|tree| !tree.is_unified);
     let known = legacy.filter_map(|tree| {
@@ -124,7 +126,7 @@ mod tests {
 
     fn check(own: &Own<'_>, expect: [(&str, &str, &str); 4]) {
         let hierarchies = expect.map(|(name, option, own)| (name.to_owned(), option.to_owned(), PathBuf::from(own)));
-        assert_eq!(look(Mode::Hybrid, HYBRID, own), CgroupView::V1 { hierarchies: hierarchies.to_vec() });
+        assert_eq!(look(Mode::Hybrid, HYBRID, own, true), CgroupView::V1 { hierarchies: hierarchies.to_vec() });
     }
 
     #[test]
@@ -155,7 +157,8 @@ mod tests {
             (Own::Callers(CALLER.to_owned()), "/sys/fs/cgroup/session"),
             (Own::Callers("0::/../..\n".to_owned()), "/sys/fs/cgroup/"),
         ] {
-            assert_eq!(look(Mode::Unified, unified, &own), CgroupView::V2 { own: expect.into() });
+            let expect = CgroupView::V2 { own: expect.into(), may_show_all: false };
+            assert_eq!(look(Mode::Unified, unified, &own, false), expect);
         }
     }
 }

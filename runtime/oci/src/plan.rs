@@ -51,10 +51,24 @@ pub(crate) struct Context<'a> {
 /// How the host's cgroups look, for the mounts of type `cgroup`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CgroupView {
-    /// One tree; the container's own directory on the host.
-    V2 { own: PathBuf },
+    /// One tree; the container's own directory on the host, and whether the runtime may show the whole tree to a container that has neither a
+    /// cgroup nor a user namespace.
+    V2 { own: PathBuf, may_show_all: bool },
     /// The mounted hierarchies: the directory's name below /sys/fs/cgroup, the controllers as a mount option, the container's own directory.
     V1 { hierarchies: Vec<(String, String, PathBuf)> },
+}
+
+impl CgroupView {
+    /// Whether the tree of v2 is mounted anew, as it looks from the container's cgroup namespace, which may be the host's. runc and crun do so
+    /// too; who gives a container the host's cgroup namespace wants it to see the host's cgroups.
+    pub(crate) fn is_mounted_anew(&self, has: impl Fn(LinuxNamespaceType) -> bool) -> bool {
+        match self {
+            Self::V2 { may_show_all, .. } => {
+                has(LinuxNamespaceType::Cgroup) || *may_show_all && !has(LinuxNamespaceType::User)
+            }
+            Self::V1 { .. } => false,
+        }
+    }
 }
 
 /// Everything that the container's init does before it waits to be started, and after.

@@ -41,9 +41,9 @@ impl Unit {
         id: &ContainerId,
         annotations: &HashMap<String, String>,
     ) -> Result<Self, Error> {
-        let is_root = nix::unistd::geteuid().is_root();
-        let names = Names::parse(path, id.as_str(), is_root)?;
-        let above = if is_root { String::new() } else { Bus::open()?.manager_cgroup()? };
+        let is_users = bus::is_users();
+        let names = Names::parse(path, id.as_str(), !is_users)?;
+        let above = if is_users { Bus::open()?.manager_cgroup()? } else { String::new() };
         let prefix = "org.systemd.property.";
         let mut annotations: Vec<_> = annotations
             .iter()

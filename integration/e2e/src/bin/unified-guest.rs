@@ -253,7 +253,9 @@ fn cgroup_namespace() -> Result<()> {
     mounts.push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": options}));
     let (code, out, err) = container.foreground()?;
     ensure!(code == 0 && out == format!("0::/\n{MEMORY_BYTES}\nread-only\n"), "{code}: {out}{err}");
-    // Without the namespace the container still finds only its own cgroup there, by a bind mount.
+    // Without the namespace it finds the host's tree, and its own cgroup where it is told to be.
+    let at = "/sys/fs/cgroup/checks/view/memory.max";
+    container.config["process"]["args"] = json!(["sh", "-c", script.replace("/sys/fs/cgroup/memory.max", at)]);
     let namespaces = container.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
     namespaces.retain(|namespace| namespace["type"] != "cgroup");
     let (code, out, err) = container.foreground()?;

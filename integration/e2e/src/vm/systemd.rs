@@ -49,6 +49,27 @@ NotifyAccess=main
 ExecStart=/usr/bin/dbus-daemon --config-file=/etc/bus.conf --address=systemd: --nofork --nopidfile
 ";
 
+/// A user's own, by the user's number, as of the host; but without PAM, which is not in the guest.
+const USERS: &str = "\
+[Unit]
+DefaultDependencies=no
+
+[Service]
+User=%i
+Type=notify
+Delegate=pids memory cpu cpuset
+Environment=XDG_RUNTIME_DIR=/run/user/%i
+ExecStart=/usr/lib/systemd/systemd --user --unit=dbus.service --log-target=console
+";
+
+const USERS_BUS_SOCKET: &str = "\
+[Unit]
+DefaultDependencies=no
+
+[Socket]
+ListenStream=%t/bus
+";
+
 /// Everybody may do everything; who may ask systemd for what is systemd's own affair.
 const BUS_CONFIGURATION: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -81,10 +102,17 @@ pub(super) fn add(vm: &mut Vm) -> Result<()> {
         }
         vm.program(Path::new(tool), tool).with_context(|| format!("put {tool} into the guest"))?;
     }
-    let units = [("program.service", PROGRAM), ("dbus.socket", BUS_SOCKET), ("dbus.service", BUS)];
-    for (name, text) in units {
-        vm.file(&format!("/etc/systemd/system/{name}"), text);
+    for (name, text) in [
+        ("system/program.service", PROGRAM),
+        ("system/dbus.socket", BUS_SOCKET),
+        ("system/dbus.service", BUS),
+        ("system/user@.service", USERS),
+        ("user/dbus.socket", USERS_BUS_SOCKET),
+        ("user/dbus.service", BUS),
+    ] {
+        vm.file(&format!("/etc/systemd/{name}"), text);
     }
     vm.file("/etc/bus.conf", BUS_CONFIGURATION);
+    vm.file("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:a user:/:/bin/sh\n");
     Ok(())
 }

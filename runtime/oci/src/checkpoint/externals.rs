@@ -62,7 +62,8 @@ impl Externals {
         let has = |wanted| spaces.iter().any(|space| space.typ() == wanted);
         let mut all = Self { mounts: Vec::new(), joined: Vec::new(), own: Vec::new(), namespaces: Vec::new() };
         for mount in spec.mounts().iter().flatten() {
-            all.add_mount(mount, bundle, (!has(LinuxNamespaceType::Cgroup)).then_some(cgroups));
+            let is_bound = !has(LinuxNamespaceType::Cgroup) && !cgroups.is_mounted_anew(has);
+            all.add_mount(mount, bundle, is_bound.then_some(cgroups));
         }
         // A masked file is a bind of /dev/null; a masked directory is a file system of the container's own.
         let masked = linux.and_then(|linux| linux.masked_paths().as_ref()).into_iter().flatten();
@@ -99,7 +100,7 @@ impl Externals {
             Some(CgroupView::V1 { hierarchies }) => {
                 self.mounts.extend(hierarchies.iter().map(|(name, _, source)| external(inside.join(name), source)));
             }
-            Some(CgroupView::V2 { own }) => self.mounts.push(external(inside.clone(), own)),
+            Some(CgroupView::V2 { own, .. }) => self.mounts.push(external(inside.clone(), own)),
             None => {}
         }
     }
@@ -209,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_is_somebody_elses_is_external() {
-        let cgroups = CgroupView::V2 { own: "/sys/fs/cgroup/c".into() };
+        let cgroups = CgroupView::V2 { own: "/sys/fs/cgroup/c".into(), may_show_all: false };
         let mut json = serde_json::json!({
             "ociVersion": "1.2.0",
             "mounts": [

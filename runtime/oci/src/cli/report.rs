@@ -9,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+
 use super::Error;
 use super::arguments::{Global, LogFormat, LogLevel, program_name};
 
@@ -90,8 +92,13 @@ impl Reporter {
         let mut source = std::error::Error::source(error);
         let mut errno = None;
         while let Some(cause) = source {
-            text.push_str(&format!(": {cause}"));
-            errno = errno.or_else(|| cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error));
+            let number = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+            match number {
+                // In the same words whatever C library this was linked with.
+                Some(number) => text.push_str(&format!(": {} (os error {number})", Errno::from_raw(number).desc())),
+                None => text.push_str(&format!(": {cause}")),
+            }
+            errno = errno.or(number);
             source = cause.source();
         }
         let (step, own_errno, path) = match error {

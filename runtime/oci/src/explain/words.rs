@@ -331,7 +331,7 @@ fn mount_words(mount: &MountStep) -> Words {
         MountStep::Cgroup(CgroupMount::V2 { .. }) => (
             "fsopen(2) cgroup2, fsmount(2), move_mount(2)",
             "other cgroups",
-            "in its own cgroup namespace the mount shows the container's cgroup as the root",
+            "the mount shows the tree from where its cgroup namespace begins: its own cgroup, or the root where it shares the host's",
             "findmnt -N PID -t cgroup2",
         ),
         MountStep::Cgroup(_) => (

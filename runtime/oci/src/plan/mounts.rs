@@ -292,13 +292,13 @@ impl Plan {
 
     fn cgroup(&mut self, context: &Context<'_>, destination: &Path, options: &mut Options) -> CgroupMount {
         let own_namespace = self.namespaces.has(LinuxNamespaceType::Cgroup);
-        if own_namespace && matches!(context.cgroup, CgroupView::V2 { .. }) {
+        if context.cgroup.is_mounted_anew(|kind| self.namespaces.has(kind)) {
             return CgroupMount::V2 { data: std::mem::take(&mut options.data) };
         }
         // What is bound, or a v1 hierarchy that is mounted already, keeps the options that it has.
         self.warn_of_unused(destination, options);
         match &context.cgroup {
-            CgroupView::V2 { own } => CgroupMount::Bound { source: self.source(Source::below(own, true)) },
+            CgroupView::V2 { own, .. } => CgroupMount::Bound { source: self.source(Source::below(own, true)) },
             CgroupView::V1 { hierarchies } => CgroupMount::V1 {
                 hierarchies: hierarchies
                     .iter()

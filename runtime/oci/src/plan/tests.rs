@@ -12,7 +12,7 @@ fn plan(config: Value) -> Result<Plan, Error> {
         rootfs: None,
         root_change: RootChange::Pivot,
         keyring: Some("_ses.x".to_owned()),
-        cgroup: CgroupView::V2 { own: "/sys/fs/cgroup/x".into() },
+        cgroup: CgroupView::V2 { own: "/sys/fs/cgroup/x".into(), may_show_all: false },
         preserve_fds: &[],
         default_maps: Maps::default(),
         mount_label: None,

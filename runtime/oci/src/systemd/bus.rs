@@ -45,7 +45,18 @@ fn failed(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
     move |source| Error::Systemd { what: what.into(), source: Some(source) }
 }
 
-/// Where the bus listens: for root the system's, for others their own.
+/// Whether units are a user's own systemd's. Root of a user namespace may be a user with a podman, who has a session, or the root of a
+/// system in a container, which has none.
+pub(super) fn is_users() -> bool {
+    let has_session = || variable("DBUS_SESSION_BUS_ADDRESS").or_else(|| variable("XDG_RUNTIME_DIR")).is_some();
+    !nix::unistd::geteuid().is_root() || !runtime_linux::idmap::is_initial() && has_session()
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Where the bus listens.
 #[derive(Debug, PartialEq, Eq)]
 enum Address {
     Path(PathBuf),
@@ -54,8 +65,7 @@ enum Address {
 
 impl Address {
     fn find() -> Result<Self, Error> {
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        if nix::unistd::geteuid().is_root() {
+        if !is_users() {
             return match variable("DBUS_SYSTEM_BUS_ADDRESS") {
                 Some(text) => Self::parse(&text),
                 None => Ok(Self::Path(SYSTEM_BUS.into())),
@@ -131,11 +141,18 @@ impl Bus {
         Ok(bus)
     }
 
-    /// EXTERNAL: the socket says who we are.
+    /// EXTERNAL, without a name: the socket says who we are, and in a user namespace our own number would be wrong.
     fn authenticate(&mut self) -> Result<(), Error> {
-        let uid = nix::unistd::geteuid().as_raw().to_string();
-        let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
-        self.send(format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes())?;
+        self.send(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
+        let asked = self.line()?;
+        let answer = if asked == "DATA" { self.line()? } else { asked };
+        if !answer.starts_with("OK ") {
+            return Err(said(format!("the bus refuses uid {}: {answer}", nix::unistd::geteuid())));
+        }
+        self.send(b"BEGIN\r\n")
+    }
+
+    fn line(&mut self) -> Result<String, Error> {
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             let mut byte = [0];
@@ -145,10 +162,7 @@ impl Bus {
                 return Err(said("the bus answers the authentication with something else"));
             }
         }
-        if !line.starts_with(b"OK ") {
-            return Err(said(format!("the bus refuses uid {uid}: {}", String::from_utf8_lossy(&line).trim())));
-        }
-        self.send(b"BEGIN\r\n")
+        Ok(String::from_utf8_lossy(&line).trim().to_owned())
     }
 
     fn left(&self) -> Result<Duration, Error> {

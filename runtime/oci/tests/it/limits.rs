@@ -53,6 +53,25 @@ fn a_cgroup_of_others_is_not_taken() {
     assert_eq!(first.status(), "running");
 }
 
+/// What a container of the host's cgroup namespace finds below /sys/fs/cgroup: on v2 the host's tree, as with runc and crun; on v1 its own
+/// cgroup of each hierarchy.
+#[test]
+fn in_the_hosts_cgroup_namespace_the_hosts_cgroups_are_seen() {
+    let mut world = World::new(&["sleep", "1000"]);
+    world.config["linux"]["namespaces"].as_array_mut().expect("namespaces").retain(|space| space["type"] != "cgroup");
+    world.start_all();
+    let see = |path: &str| world.oci(&["exec"], &["cat", path]);
+    let is_unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let own = if is_unified { format!("/{}", world.id) } else { "/pids".to_owned() };
+    let found = see(&format!("/sys/fs/cgroup{own}/cgroup.procs")).good();
+    assert!(found.lines().any(|pid| pid == "1"), "{found}");
+    let host = see("/proc/self/mountinfo").good();
+    let shown = |kind: &str, root: &str| host.lines().any(|line| line.contains(kind) && line.contains(root));
+    let (whole, own) = (" / /sys/fs/cgroup ro", format!("/{} /sys/fs/cgroup/", world.id));
+    assert_eq!((shown(" - cgroup2 ", whole), shown(" - cgroup ", &own)), (is_unified, !is_unified), "{host}");
+    world.oci(&["exec"], &["mkdir", "/sys/fs/cgroup/made"]).bad();
+}
+
 /// The v1 kernel tells of a shortage before it kills, and counts the kill when that is done.
 #[test]
 fn a_kill_for_memory_is_an_event() {

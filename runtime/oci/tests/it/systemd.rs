@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -118,8 +119,8 @@ fn line(stream: &mut UnixStream) -> String {
 }
 
 fn serve(mut stream: UnixStream, result: &str, calls: &Calls) {
-    assert_eq!(line(&mut stream), "\0AUTH EXTERNAL 30\r\n", "root says who it is");
-    stream.write_all(b"OK 0123456789abcdef\r\n").expect("write");
+    assert_eq!((line(&mut stream), line(&mut stream)), ("\0AUTH EXTERNAL\r\n".to_owned(), "DATA\r\n".to_owned()));
+    stream.write_all(b"DATA\r\nOK 0123456789abcdef\r\n").expect("write");
     assert_eq!(line(&mut stream), "BEGIN\r\n");
     let mut job = 0;
     loop {
@@ -428,4 +429,94 @@ fn what_systemd_refuses_is_told_in_its_words() {
     second.by_systemd(&["run", "-d", "--bundle", bundle.to_str().expect("utf-8")], &[]).bad();
     second.assert_gone();
     assert_eq!(world.status(), "running");
+}
+
+/// A user's systemd, on the user's bus.
+struct Session {
+    uid: u32,
+    directory: PathBuf,
+}
+
+impl Session {
+    fn begin(uid: u32) -> Self {
+        let directory = PathBuf::from(format!("/run/user/{uid}"));
+        std::fs::create_dir_all(&directory).expect("mkdir");
+        std::os::unix::fs::chown(&directory, Some(uid), Some(uid)).expect("chown");
+        systemctl(&["start", &format!("user@{uid}.service")]);
+        let session = Self { uid, directory };
+        crate::harness::eventually("its bus is there", || session.directory.join("bus").exists());
+        session
+    }
+
+    /// As a podman of the user's would run it: with a container's root directory and state that are the user's.
+    fn command(&self, world: &World, program: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(program[0]);
+        command.args(&program[1..]).uid(self.uid).gid(self.uid).current_dir("/");
+        command.env("XDG_RUNTIME_DIR", &self.directory);
+        command.env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}/bus", self.directory.display()));
+        command.arg("--root").arg(world.state_root()).arg("--systemd-cgroup").stdin(std::process::Stdio::null());
+        command
+    }
+
+    fn shown(&self, unit: &str, property: &str) -> String {
+        let mut command = std::process::Command::new("systemctl");
+        command.args(["--user", "show", "--value", "-p", property, unit]).uid(self.uid).gid(self.uid);
+        let said = command.env("XDG_RUNTIME_DIR", &self.directory).output().expect("run systemctl");
+        String::from_utf8_lossy(&said.stdout).trim().to_owned()
+    }
+}
+
+fn give(path: &Path, uid: u32) {
+    std::os::unix::fs::lchown(path, Some(uid), Some(uid)).expect("chown");
+    if path.symlink_metadata().expect("stat").is_dir() {
+        std::fs::read_dir(path).expect("read").flatten().for_each(|entry| give(&entry.path(), uid));
+    }
+}
+
+#[test]
+#[ignore = "runs in unified.rs' machine, under systemd"]
+fn a_user_without_rights_has_limits_by_its_own_systemd() {
+    const UID: u32 = 1000;
+    let session = Session::begin(UID);
+    // By itself in a new user namespace, and as the root of one that a podman of the user's has made.
+    for is_inside in [false, true] {
+        let mut world = World::new(&["sleep", "1000"]);
+        world.config["linux"]["cgroupsPath"] = json!(format!("user.slice:sampan:{}", world.id));
+        world.config["linux"]["resources"] = json!({"memory": {"limit": 33_554_432}, "pids": {"limit": 77}});
+        if !is_inside {
+            let namespaces = world.config["linux"]["namespaces"].as_array_mut().expect("namespaces");
+            namespaces.push(json!({"type": "user"}));
+        }
+        for mount in world.config["mounts"].as_array_mut().expect("mounts") {
+            if mount["type"] == "devpts" {
+                mount["options"] = json!(["newinstance", "ptmxmode=0666"]);
+            }
+        }
+        world.save();
+        std::fs::create_dir_all(world.state_root()).expect("mkdir");
+        give(&world.path(""), UID);
+        let runtime = world.runtime.to_str().expect("utf-8").to_owned();
+        let program: &[&str] = if is_inside { &["unshare", "-U", "-m", "-r", &runtime] } else { &[&runtime] };
+        let run = |words: &[&str]| -> Said {
+            let err = world.path("err");
+            let file = std::fs::File::create(&err).expect("create");
+            let mut command = session.command(&world, program);
+            let status = command.args(words).arg(&world.id).stdout(std::process::Stdio::null()).stderr(file).status();
+            let code = status.expect("run").code().unwrap_or(-1);
+            Said { out: String::new(), err: std::fs::read_to_string(err).expect("read"), code }
+        };
+        let bundle = world.bundle();
+        run(&["run", "-d", "--bundle", bundle.to_str().expect("utf-8")]).good();
+        let unit = format!("sampan-{}.scope", world.id);
+        assert_eq!(session.shown(&unit, "MemoryMax"), "33554432", "inside: {is_inside}");
+        let cgroup = session.shown(&unit, "ControlGroup");
+        assert!(cgroup.ends_with(&format!("/user@{UID}.service/user.slice/{unit}")), "{cgroup}");
+        let own = std::fs::read_to_string(format!("/proc/{}/cgroup", world.pid())).expect("cgroup");
+        assert_eq!(own.trim(), format!("0::{cgroup}"));
+        let cgroup = cgroup.trim_start_matches('/');
+        assert_eq!([limit(cgroup, "memory.max"), limit(cgroup, "pids.max")], ["33554432", "77"]);
+        run(&["delete", "--force"]).good();
+        assert_eq!(session.shown(&unit, "LoadState"), "not-found");
+        world.assert_gone();
+    }
 }
