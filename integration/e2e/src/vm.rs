@@ -1,4 +1,4 @@
-//! A small virtual machine on pure cgroup v2, whatever the host has: Debian's cloud kernel under qemu's own emulation, so that it runs
+//! A small virtual machine on pure cgroup v2 (or, under systemd, v1), whatever the host has: Debian's cloud kernel under qemu's own emulation, so that it runs
 //! where nothing may be virtualised, with an initramfs that is made here. No network, no disk.
 //!
 //! `Vm` collects what the guest holds; `run` boots it, runs one program as the only work of the machine, and returns its exit code and
@@ -20,6 +20,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use crate::image::program;
 use cpio::Archive;
 use kernel::Kernel;
+pub use systemd::Layout;
 
 const QEMU: &str = "qemu-system-x86_64";
 const BUSYBOX: &str = "/bin/busybox";
@@ -172,9 +173,9 @@ impl Vm {
     }
 
     /// The same as a service of the host's systemd, which is the guest's first process and on the bus.
-    pub fn run_under_systemd(mut self, script: &str, deadline: Duration) -> Result<Report> {
+    pub fn run_under_systemd(mut self, layout: Layout, script: &str, deadline: Duration) -> Result<Report> {
         systemd::add(&mut self)?;
-        self.run_after(systemd::START, script, deadline)
+        self.run_after(&layout.start(), script, deadline)
     }
 
     fn run_after(mut self, last: &str, script: &str, deadline: Duration) -> Result<Report> {

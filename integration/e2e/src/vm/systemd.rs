@@ -10,8 +10,24 @@ use super::Vm;
 const PROGRAMS: [&str; 2] = ["/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-executor"];
 const TOOLS: [&str; 2] = ["/usr/bin/systemctl", "/usr/bin/dbus-daemon"];
 
-/// In the tree, in place of the guest's program.
-pub(super) const START: &str = "exec /usr/lib/systemd/systemd --unit=program.service --show-status=false --log-target=console --log-level=warning\n";
+/// How systemd lays out the cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    Unified,
+    /// v1 alone, each controller with a hierarchy of its own.
+    Legacy,
+}
+
+impl Layout {
+    /// The last line of the tree's init, in place of the guest's program.
+    pub(super) fn start(self) -> String {
+        let legacy = "umount /sys/fs/cgroup\n\
+                      export SYSTEMD_PROC_CMDLINE='systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1'\n";
+        let before = if self == Self::Legacy { legacy } else { "" };
+        let flags = "--unit=program.service --show-status=false --log-target=console --log-level=warning";
+        format!("{before}exec /usr/lib/systemd/systemd {flags}\n")
+    }
+}
 
 const PROGRAM: &str = "\
 [Unit]

@@ -257,7 +257,7 @@ fn systemctl(words: &[&str]) {
     assert!(said.status.success(), "{words:?}: {said:?}");
 }
 
-/// Of the one tree of cgroup v2.
+/// A file of a cgroup.
 fn limit(cgroup: &str, file: &str) -> String {
     let path = Path::new("/sys/fs/cgroup").join(cgroup).join(file);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -365,6 +365,46 @@ fn limits_are_systemds_too_and_survive_its_reload() {
     world.by_systemd(&["delete", "--force"], &[]).good();
     assert_eq!(shown(&unit, "LoadState"), "not-found");
     assert!(!Path::new("/sys/fs/cgroup").join(&cgroup).exists());
+    world.assert_gone();
+}
+
+#[test]
+#[ignore = "runs in unified.rs' machine, under systemd"]
+fn on_v1_device_rules_are_systemds_too_and_survive_its_reload() {
+    let mut world = World::new(&["sleep", "1000"]);
+    world.config["linux"]["cgroupsPath"] = json!(format!("system.slice:sampan:{}", world.id));
+    world.config["linux"]["resources"] = json!({
+        "devices": [
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 10, "access": "rw"},
+            {"allow": true, "type": "b", "major": 254, "minor": 0, "access": "r"},
+        ],
+        "memory": {"limit": 33_554_432},
+        "cpu": {"quota": 5000, "period": 20000, "cpus": "1"},
+        "pids": {"limit": 77},
+    });
+    world.save();
+    let unit = world.begin_by_systemd();
+    let own = std::fs::read_to_string(format!("/proc/{}/cgroup", world.pid())).expect("cgroup");
+    let is_in = |line: &str| line.starts_with("0:") || line.ends_with(&format!(":/system.slice/{unit}"));
+    assert!(own.lines().all(is_in), "{own}");
+    let check = |pids: &str| {
+        let of = |hierarchy: &str, file: &str| limit(&format!("{hierarchy}/system.slice/{unit}"), file);
+        let devices = of("devices", "devices.list");
+        let rule = |rule: &str| devices.lines().any(|line| line == rule);
+        assert!(rule("c 10:* rw") && rule("b 254:0 r") && rule("c 1:3 rwm") && !rule("a *:* rwm"), "{devices}");
+        assert_eq!([&*of("memory", "memory.limit_in_bytes"), &*of("pids", "pids.max")], ["33554432", pids]);
+        assert_eq!([&*of("cpu", "cpu.cfs_quota_us"), &*of("cpuset", "cpuset.cpus")], ["5000", "1"]);
+    };
+    check("77");
+    assert_eq!(shown(&unit, "DevicePolicy"), "strict");
+    systemctl(&["daemon-reload"]);
+    check("77");
+    world.by_systemd(&["update", "--pids-limit", "78"], &[]).good();
+    systemctl(&["set-property", "--runtime", &unit, "CPUShares=600"]);
+    check("78");
+    world.by_systemd(&["delete", "--force"], &[]).good();
+    assert_eq!(shown(&unit, "LoadState"), "not-found");
     world.assert_gone();
 }
 
