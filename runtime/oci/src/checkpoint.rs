@@ -83,7 +83,9 @@ pub fn checkpoint(
     options.root = Some(record.rootfs.display().to_string());
     options.leave_running = Some(dump == Dump::LeaveRunning);
     options.external = externals.of_running(record.pid)?;
-    options.freeze_cgroup = frozen_by(&cgroup);
+    // It stops all at once, and lets a paused container go for as long as it has to do something itself.
+    let freezer = if cgroup.is_none() { None } else { cgroup.hand_over_freezer()? };
+    options.freeze_cgroup = freezer.map(|directory| directory.display().to_string());
     options.config_file = configuration(&record.annotations);
     if dump != Dump::PreDump {
         save_descriptors(&criu.images, record.pid)?;
@@ -120,6 +122,7 @@ pub fn restore(
     record.cgroup = undo.confinement.recorded_path();
     record.unit = undo.confinement.unit().cloned();
     record.namespaces.clone_from(&externals.namespaces);
+    record.shares_pids = externals.shares_pids;
     place.write_config(bundle.raw())?;
     place.write(&record)?;
     let mut warnings = Vec::new();
@@ -129,14 +132,14 @@ pub fn restore(
     let held = PrivateRoot::mount(&rootfs, &place.path("criu-root"))?;
     // Of this mount namespace, in which criu mounts below them.
     let directories = Directories::open(criu)?;
+    let joined = open_joined(&externals)?;
     let mut options = directories.tell(criu.options.clone());
     options.root = Some(held.path().display().to_string());
     options.rst_sibling = Some(true);
     options.evasive_devices = Some(true);
     options.external = mount_points::prepare(held.path(), &externals)?;
-    options.inherit_fd = inherited_pipes(&criu.images)?;
     options.config_file = configuration(&record.annotations);
-    let joined = open_joined(&externals)?;
+    options.inherit_fd = inherited_pipes(&criu.images)?;
     options.inherit_fd.extend(joined.iter().map(|(key, fd)| InheritFd { key: (*key).to_owned(), fd: fd.as_raw_fd() }));
     let kept: Vec<&OwnedFd> = joined.iter().map(|(_, fd)| fd).collect();
     let mut session = Session::start(&criu.program, directories.log("restore.log"), &kept)?;
@@ -144,41 +147,57 @@ pub fn restore(
     undo.confinement.admit(session.pid(), spec, &mut warnings)?;
     options.cg_root = cgroup_roots(session.pid())?;
 
-    let mut console = None;
-    let restored = session.ask(Kind::Restore, options, &mut |notice, descriptors| match (
-        notice.script.as_deref().unwrap_or_default(),
-        notice.pid,
-    ) {
-        ("setup-namespaces", Some(pid)) => {
-            record.pid = pid;
-            runtime_hooks(spec, &record)
-        }
-        ("post-restore", Some(pid)) => {
-            record.pid = pid;
-            let vanished = || Error::ChildVanished("at once".to_owned());
-            record.pid_started = record::start_time(pid).ok_or_else(vanished)?;
-            add_time_namespace(&mut record.namespaces, pid);
-            place.write(&record)
-        }
-        ("orphan-pts-master", _) => {
-            console = descriptors.into_iter().next();
-            Ok(())
-        }
-        _ => Ok(()),
-    });
+    let mut coming = Coming { spec, place: &place, record, console: None };
+    let restored = session.ask(Kind::Restore, options, &mut |notice, descriptors| coming.hear(notice, descriptors));
     if let Err(error) = restored {
-        // What criu had begun with goes with the cgroup.
-        if !undo.confinement.cgroup().is_none() {
-            let _the_first_error_matters = undo.confinement.cgroup().kill();
-        }
+        coming.end(undo.confinement.cgroup());
         return Err(error);
     }
     drop(session);
     drop(held);
+    let Coming { record, console, .. } = coming;
     let process = pidfd::open(record.pid).map_err(parent("open the restored init"))?;
     undo.is_armed = false;
     drop(lock);
     Ok(Created { pid: record.pid, pidfd: process, console, warnings })
+}
+
+/// A container that criu is about to restore.
+struct Coming<'a> {
+    spec: &'a Spec,
+    place: &'a Place,
+    record: Record,
+    console: Option<OwnedFd>,
+}
+
+impl Coming<'_> {
+    fn hear(&mut self, notice: &rpc::Notice, descriptors: Vec<OwnedFd>) -> Result<(), Error> {
+        match (notice.script.as_deref().unwrap_or_default(), notice.pid) {
+            ("setup-namespaces", Some(pid)) => {
+                self.record.pid = pid;
+                runtime_hooks(self.spec, &self.record)
+            }
+            ("post-restore", Some(pid)) => {
+                self.record.pid = pid;
+                let vanished = || Error::ChildVanished("at once".to_owned());
+                self.record.pid_started = record::start_time(pid).ok_or_else(vanished)?;
+                add_time_namespace(&mut self.record.namespaces, pid);
+                self.place.write(&self.record)
+            }
+            ("orphan-pts-master", _) => {
+                self.console = descriptors.into_iter().next();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// After a failure: criu ends what it has begun with, unless it was ended itself.
+    fn end(&self, cgroup: &Cgroup) {
+        if !cgroup.is_none() {
+            let _the_first_error_matters = cgroup.kill();
+        }
+    }
 }
 
 /// The directories of the images and of the log, opened: criu reaches them through us.
@@ -222,15 +241,6 @@ fn seen(root: &StateRoot, spec: &Spec, cgroup: &Cgroup) -> Result<CgroupView, Er
     let mut mounts = spec.mounts().iter().flatten();
     let is_shown = mounts.any(|mount| matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")));
     if is_shown { view(root, cgroup) } else { Ok(CgroupView::V1 { hierarchies: Vec::new() }) }
-}
-
-/// v1's freezer stops all of a container at once; on v2 criu finds the cgroup itself.
-fn frozen_by(cgroup: &Cgroup) -> Option<String> {
-    if cgroup.is_none() || cgroup.hierarchy().mode() == runtime_linux::cgroup::Mode::Unified {
-        return None;
-    }
-    let directory = cgroup.directory_of("freezer").filter(|directory| directory.is_dir())?;
-    Some(directory.display().to_string())
 }
 
 fn configuration(annotations: &HashMap<String, String>) -> Option<String> {

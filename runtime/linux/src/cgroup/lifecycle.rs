@@ -204,6 +204,21 @@ impl Cgroup {
         unified.into_iter().chain(legacy.map(|directory| (directory, Version::Legacy))).collect()
     }
 
+    /// The directory of the freezer that a program would use which knows one for the whole host: v1's where there is one. A frozen cgroup is held
+    /// by that one alone afterwards, so that such a program can let it go; [`Self::thaw`] does too.
+    pub fn hand_over_freezer(&self) -> Result<Option<PathBuf>, Error> {
+        let mut freezers = self.freezers();
+        let Some((last, version)) = freezers.pop() else { return Ok(None) };
+        if version == Version::Legacy && self.is_frozen()? {
+            freeze_legacy(&last)?;
+            for (directory, other) in freezers {
+                let (name, value) = thawed(other);
+                file::write(&directory.join(name), value)?;
+            }
+        }
+        Ok(Some(last))
+    }
+
     fn no_freezer(&self) -> Error {
         Error::NoController {
             field: "freezing".to_owned(),

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 use runtime_linux::proc::read_text;
 use runtime_linux::rooted::Root;
 
@@ -32,6 +32,8 @@ pub(super) struct Externals {
     own: Vec<PathBuf>,
     /// File names below /proc/PID/ns.
     pub namespaces: Vec<String>,
+    /// The PID namespace is somebody else's.
+    pub shares_pids: bool,
 }
 
 /// Something of the host's that is bound into the container.
@@ -60,7 +62,9 @@ impl Externals {
         let linux = spec.linux().as_ref();
         let spaces: Vec<_> = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten().collect();
         let has = |wanted| spaces.iter().any(|space| space.typ() == wanted);
-        let mut all = Self { mounts: Vec::new(), joined: Vec::new(), own: Vec::new(), namespaces: Vec::new() };
+        let is_new_pid = |space: &&LinuxNamespace| space.typ() == LinuxNamespaceType::Pid && space.path().is_none();
+        let shares_pids = !spaces.iter().any(is_new_pid);
+        let mut all = Self { mounts: vec![], joined: vec![], own: vec![], namespaces: vec![], shares_pids };
         for mount in spec.mounts().iter().flatten() {
             let is_bound = !has(LinuxNamespaceType::Cgroup) && !cgroups.is_mounted_anew(has);
             all.add_mount(mount, bundle, is_bound.then_some(cgroups));
@@ -226,7 +230,7 @@ mod tests {
         let all = externals(json.clone(), &cgroups);
         let mine = ["mnt[/data]:/bundle/srv", "mnt[/sys/fs/cgroup]:/sys/fs/cgroup/c", "mnt[/dev/null]:/dev/null"];
         assert_eq!(words(&all), mine);
-        assert_eq!(all.namespaces, ["pid", "net"]);
+        assert_eq!((&*all.namespaces, all.shares_pids), (&["pid".to_owned(), "net".to_owned()][..], false));
         assert_eq!(all.joined.iter().map(|joined| joined.key).collect::<Vec<_>>(), ["extRootNetNS"]);
         assert!(all.is_covered(Path::new("/proc/kcore")) && !all.is_covered(Path::new("/data")));
 

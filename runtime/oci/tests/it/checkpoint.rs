@@ -193,6 +193,21 @@ fn what_cannot_be_saved_goes_on_and_what_cannot_be_restored_leaves_nothing() {
 
 #[test]
 #[ignore = "runs in unified.rs' machine, where criu works"]
+fn a_paused_container_is_saved_as_any_other() {
+    let world = counting();
+    world.starts_to_count();
+    world.oci(&["pause"], &[]).good();
+    let before = world.count();
+    world.checkpoint(&["--leave-running"]).good();
+    assert_eq!((world.status(), world.count()), ("paused".to_owned(), before));
+    world.checkpoint(&[]).good();
+    world.assert_gone();
+    world.restore(&["--detach"]).good();
+    eventually("it counts on", || world.count() > before);
+}
+
+#[test]
+#[ignore = "runs in unified.rs' machine, where criu works"]
 fn a_pre_dump_saves_what_has_not_changed() {
     let world = counting();
     world.starts_to_count();
