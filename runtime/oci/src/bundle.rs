@@ -87,11 +87,16 @@ const UNKNOWN_MAX: usize = 16;
 
 /// A configuration, with what has to be said about it. What the library spells otherwise than runtime-spec is put right; see `spelling.rs`.
 pub(crate) fn parse(raw: &[u8]) -> Result<(Spec, Vec<String>), serde_json::Error> {
-    or_respelled(raw, |value, warnings| {
+    let correct = |value: &mut serde_json::Value, warnings: &mut Vec<String>| {
         if let Some(process) = value.get_mut("process") {
             spelling::correct(process, warnings);
         }
-    })
+    };
+    let read = or_respelled::<Spec>(raw, correct)?;
+    match spelling::lacks_page_size(&read.0).then(|| spelling::with_page_sizes(raw)).flatten() {
+        Some(raw) => or_respelled(&raw, correct),
+        None => Ok(read),
+    }
 }
 
 /// A process object, as `exec --process` takes one, with warnings for people.

@@ -1,7 +1,8 @@
 //! Names that runtime-spec 1.3 and the library's types spell differently, and names that no version knows yet.
 //!
-//! Works on a process object that the types have refused; what it does not know it leaves for the error.
+//! Works on what the types have refused, or read with a gap; what it does not know it leaves for the error.
 
+use oci_spec::runtime::Spec;
 use serde_json::Value;
 
 /// (runtime-spec's name, the library's).
@@ -30,6 +31,27 @@ pub(super) fn correct(process: &mut Value, warnings: &mut Vec<String>) {
     }
 }
 
+/// A limit on huge pages of no size: the library fills the gap with nothing.
+pub(super) fn lacks_page_size(spec: &Spec) -> bool {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let limits = resources.and_then(|resources| resources.hugepage_limits().as_ref());
+    limits.into_iter().flatten().any(|limit| limit.page_size().is_empty())
+}
+
+/// Go's reader takes a property's name in any case, so there are configurations that say `pagesize`.
+pub(super) fn with_page_sizes(raw: &[u8]) -> Option<Vec<u8>> {
+    const NAME: &str = "pageSize";
+    let mut spec: Value = serde_json::from_slice(raw).ok()?;
+    for limit in spec.pointer_mut("/linux/resources/hugepageLimits")?.as_array_mut()? {
+        let limit = limit.as_object_mut()?;
+        if let Some(other) = limit.keys().find(|key| key.eq_ignore_ascii_case(NAME)).cloned() {
+            let size = limit.remove(&other)?;
+            limit.insert(NAME.to_owned(), size);
+        }
+    }
+    serde_json::to_vec(&spec).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use oci_spec::runtime::LinuxSchedulerFlag;
@@ -45,5 +67,20 @@ mod tests {
         let bounding = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone()).expect("bounding");
         assert_eq!(bounding.len(), 1);
         assert!(crate::parse_process(br#"{"cwd":"/","scheduler":{"policy":"SCHED_NONE"}}"#).is_err());
+    }
+
+    #[test]
+    fn a_page_size_in_any_case_is_read() {
+        let read = |name: &str| {
+            let limits = format!(r#"[{{"{name}":"2MB","limit":7}}]"#);
+            let text = format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{{"hugepageLimits":{limits}}}}}}}"#);
+            let (spec, warnings) = crate::bundle::parse(text.as_bytes()).expect("configuration");
+            let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).expect("resources");
+            let limits = resources.hugepage_limits().clone().unwrap_or_default();
+            (limits[0].page_size().clone(), warnings.len())
+        };
+        assert_eq!(read("pageSize"), ("2MB".to_owned(), 0));
+        assert_eq!(read("pagesize"), ("2MB".to_owned(), 0));
+        assert_eq!(read("page"), (String::new(), 1));
     }
 }

@@ -140,12 +140,14 @@ fn is_null(status: &FileStat) -> bool {
 
 /// The container's /dev/null, where it has a real one.
 fn own_null() -> Option<OwnedFd> {
-    let path = Path::new("/dev/null");
-    // Looked at before it is opened: the image may have put anything there.
-    let found = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-    let is_real = fstat(&found).is_ok_and(|status| is_null(&status));
-    let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    is_real.then(|| nix::fcntl::open(path, flags, Mode::empty()).ok()).flatten()
+    let open = |flags| {
+        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = nix::fcntl::open(Path::new("/dev/null"), flags, Mode::empty()).ok()?;
+        fstat(&file).is_ok_and(|status| is_null(&status)).then_some(file)
+    };
+    // Looked at before it is opened, since the image may have put anything there, and afterwards, since somebody inside may have meanwhile.
+    open(OFlag::O_PATH)?;
+    open(OFlag::O_RDWR | OFlag::O_NOCTTY)
 }
 
 fn identity(uid: u32, gid: u32, groups: Option<&[u32]>, wanted: Sets, keep_admin: bool) -> Done {

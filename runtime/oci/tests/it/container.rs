@@ -157,6 +157,24 @@ fn the_default_profile_lets_programs_run_and_refuses_mounts() {
     assert_eq!(world.run().good(), "works\nrefused\n");
 }
 
+/// Where the caller's standard input is the host's /dev/null; the file system of the container's own is another.
+#[test]
+fn the_hosts_null_device_stays_outside() {
+    let script = "stat -L -c %d /proc/self/fd/0 /dev/null";
+    let mut world = shell(script);
+    let same = |out: String| {
+        let devices: Vec<_> = out.lines().map(str::to_owned).collect();
+        assert_eq!((devices.len(), &devices[0]), (2, &devices[1]), "{out}");
+        devices[0].clone()
+    };
+    let inside = same(world.run().good());
+    let host = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata("/dev/null").expect("stat"));
+    assert_ne!(inside, host.to_string());
+    world.config["process"]["args"] = json!(["sleep", "1000"]);
+    world.start_all();
+    same(world.oci(&["exec"], &["sh", "-c", script]).good());
+}
+
 #[test]
 fn a_terminal_by_console_socket() {
     let mut world = shell("tty; test -c /dev/console && echo console; stty size");
