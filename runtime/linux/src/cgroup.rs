@@ -234,6 +234,12 @@ impl Cgroup {
         self.hierarchy.locate(controller).map(|(place, _)| place.join(&self.path))
     }
 
+    /// Whether [`Self::apply`] would refuse: for who tells somebody else of the limits first.
+    pub fn check(&self, resources: &LinuxResources) -> Result<(), Error> {
+        plan::plan(&self.hierarchy, resources)?;
+        plan::check_before_update(self, resources)
+    }
+
     /// Sets what `resources` names and leaves the rest. What the host has no way to do and is safe to go without comes back by name;
     /// everything else that fails is an error, with what was written before it still in force.
     pub fn apply(&self, resources: &LinuxResources) -> Result<Vec<Ignored>, Error> {

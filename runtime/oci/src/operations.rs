@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::plan::invalid;
 use crate::record::{Place, Record};
 use crate::status::{State, Status};
+use crate::systemd::with_whole_quota;
 use crate::{ContainerId, StateRoot};
 
 /// Who gets a signal.
@@ -164,11 +165,14 @@ pub fn update(
     let found = Found::new(root, id)?;
     found.require("update", &[Status::Created, Status::Running, Status::Paused])?;
     update_schemata(&found, schemata)?;
+    let mut resources = resources.clone();
     if let Some(unit) = &found.record.unit {
-        unit.update(resources, found.cgroup.hierarchy())?;
+        resources = with_whole_quota(&resources, &found.cgroup)?;
+        found.cgroup.check(&resources)?;
+        unit.update(&resources, found.cgroup.hierarchy())?;
     }
     // Device rules are the whole list, as in config.json: what they do not allow is no longer allowed.
-    let resources = with_default_devices(resources);
+    let resources = with_default_devices(&resources);
     Ok(found.cgroup.apply(&resources)?.iter().map(ToString::to_string).collect())
 }
 

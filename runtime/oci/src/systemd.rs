@@ -13,7 +13,7 @@ mod properties;
 use std::collections::HashMap;
 
 use oci_spec::runtime::LinuxResources;
-use runtime_linux::cgroup::Hierarchy;
+use runtime_linux::cgroup::{Cgroup, Hierarchy};
 use serde::{Deserialize, Serialize};
 
 use crate::ContainerId;
@@ -114,6 +114,19 @@ impl Unit {
         }
         bus.forget_failed(&self.name)
     }
+}
+
+/// systemd has one number for quota and period, so whoever changes one has to say the other too.
+pub(crate) fn with_whole_quota(resources: &LinuxResources, cgroup: &Cgroup) -> Result<LinuxResources, Error> {
+    let mut resources = resources.clone();
+    let cpu = resources.cpu_mut().as_mut();
+    let (Some(cpu), Some((quota, period))) = (cpu, cgroup.cpu_quota()?) else { return Ok(resources) };
+    match (cpu.quota().filter(|&quota| quota != 0), cpu.period().filter(|&period| period != 0)) {
+        (None, Some(_)) => drop(cpu.set_quota(Some(quota))),
+        (Some(_), None) => drop(cpu.set_period(Some(period))),
+        _ => {}
+    }
+    Ok(resources)
 }
 
 /// An error of this module, in words.

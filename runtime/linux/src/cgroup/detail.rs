@@ -104,6 +104,24 @@ impl Files {
 }
 
 impl Cgroup {
+    /// Quota (-1: none) and period of processor time in microseconds, where the host shares it out.
+    pub fn cpu_quota(&self) -> Result<Option<(i64, u64)>, Error> {
+        let Some((place, version)) = self.hierarchy.locate("cpu") else { return Ok(None) };
+        let directory = place.join(&self.path);
+        let read = |file: &str| file::read_if_present(&directory.join(file));
+        let text = match version {
+            Version::Unified => read("cpu.max")?,
+            Version::Legacy => {
+                read("cpu.cfs_quota_us")?.zip(read("cpu.cfs_period_us")?).map(|(a, b)| format!("{a} {b}"))
+            }
+        };
+        let text = text.unwrap_or_default();
+        let mut words = text.split_ascii_whitespace();
+        // cgroup-v2.rst: "max" is none.
+        let (quota, period) = (words.next(), words.next().and_then(|word| word.parse().ok()));
+        Ok(quota.zip(period).map(|(quota, period)| (quota.parse().unwrap_or(-1), period)))
+    }
+
     /// Everything that is counted here.
     pub fn details(&self) -> Result<Details, Error> {
         let files = |controller: &str| {

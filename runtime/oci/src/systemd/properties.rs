@@ -60,7 +60,8 @@ fn memory(memory: &LinuxMemory, is_unified: bool, all: &mut Properties) {
         push(all, "MemoryLow", limit(value));
     }
     match (memory.swap(), memory.limit()) {
-        (Some(-1), _) => push(all, "MemorySwapMax", u64::MAX),
+        // Without a limit on memory there is none on swap either.
+        (Some(-1), _) | (None | Some(0), Some(-1)) => push(all, "MemorySwapMax", u64::MAX),
         (Some(swap), Some(memory)) if swap != 0 && memory > 0 => push(all, "MemorySwapMax", limit(swap - memory)),
         _ => {}
     }
@@ -180,6 +181,7 @@ mod tests {
             &[("MemoryMax", 100), ("MemoryLow", 50), ("MemorySwapMax", 50), ("TasksMax", u64::MAX)],
         );
         check(memory, &legacy, &[("MemoryLimit", 100), ("TasksMax", u64::MAX)]);
+        check(r#"{"memory": {"limit": -1}}"#, &unified, &[("MemoryMax", u64::MAX), ("MemorySwapMax", u64::MAX)]);
         check(
             r#"{"cpu": {"quota": 4001, "period": 10000, "shares": 1024}}"#,
             &unified,

@@ -357,6 +357,22 @@ fn limits_are_systemds_too_and_survive_its_reload() {
     check("41943040");
     assert_eq!(shown(&unit, "MemoryMax"), "41943040");
 
+    // Half of a quota, then the other half; and no limit on memory, which is none on swap.
+    for (words, per_second, file) in
+        [(["--cpu-period", "10000"], "500ms", "5000 10000"), (["--cpu-quota", "2500"], "250ms", "2500 10000")]
+    {
+        world.by_systemd(&[&["update"][..], &words].concat(), &[]).good();
+        assert_eq!((shown(&unit, "CPUQuotaPerSecUSec"), limit(&cgroup, "cpu.max")), (per_second.into(), file.into()));
+    }
+    // What is refused is not told to systemd either, which would do it.
+    std::fs::write(world.path("limits"), r#"{"memory":{"limit":1024,"checkBeforeUpdate":true}}"#).expect("write");
+    let limits = world.path("limits");
+    let said = world.by_systemd(&["update", "--resources", limits.to_str().expect("utf-8")], &[]).bad();
+    assert!(said.contains("checkBeforeUpdate"), "{said}");
+    assert_eq!(shown(&unit, "MemoryMax"), "41943040");
+    world.by_systemd(&["update", "--memory", "-1"], &[]).good();
+    assert_eq!(["MemoryMax", "MemorySwapMax"].map(|property| shown(&unit, property)), ["infinity", "infinity"]);
+
     world.oci(&["pause"], &[]).good();
     assert_eq!(world.status(), "paused");
     world.oci(&["resume"], &[]).good();
