@@ -115,11 +115,13 @@ fn selinux(label: &str, held: &Held) -> Done {
 /// So that a container's user can open /dev/stderr again when it is a pipe, and that nothing of the host's file systems stays open: a
 /// checkpoint could not name it.
 fn standard_streams(owner: Option<(u32, u32)>) -> Done {
+    let mut null = None;
     for number in 0..=2 {
         let Some(stream) = process::standard_stream(number) else { continue };
         let status = fstat(stream)?;
         if is_null(&status) {
-            if let Some(null) = own_null() {
+            null = null.or_else(own_null);
+            if let Some(null) = &null {
                 process::place(null.as_fd(), number)?;
             }
             continue;
