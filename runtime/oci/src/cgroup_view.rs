@@ -22,7 +22,8 @@ pub(crate) fn view(root: &StateRoot, cgroup: &Cgroup) -> Result<CgroupView, Erro
     };
     let read = |path: &str| read_text(Path::new(path)).map_err(|source| Error::Read { path: path.into(), source });
     let own = if cgroup.is_none() { Own::Callers(read("/proc/self/cgroup")?) } else { Own::Path(cgroup.path()) };
-    let is_hosts_root = nix::unistd::geteuid().is_root() && runtime_linux::idmap::is_initial();
+    // Asked only where it matters: it is a file of /proc.
+    let is_hosts_root = mode == Mode::Unified && nix::unistd::geteuid().is_root() && runtime_linux::idmap::is_initial();
     Ok(look(mode, root.mounts()?, &own, is_hosts_root))
 }
 
