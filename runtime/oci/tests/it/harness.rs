@@ -218,6 +218,16 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// A whole tree to another owner.
+pub(crate) fn give(path: &Path, uid: u32, gid: u32) {
+    std::os::unix::fs::lchown(path, Some(uid), Some(gid)).expect("chown");
+    if path.symlink_metadata().expect("stat").is_dir() {
+        for entry in std::fs::read_dir(path).expect("read").flatten() {
+            give(&entry.path(), uid, gid);
+        }
+    }
+}
+
 /// Everything below a directory: path, inode, kind, owner, mode, content.
 pub(crate) fn fingerprint(dir: &Path) -> Vec<String> {
     use std::os::unix::fs::MetadataExt;

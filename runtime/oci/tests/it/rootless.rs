@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Said, World};
+use crate::harness::{Said, World, give};
 
 /// Everything of the world belongs to the user, and the binary is where the user can reach it.
 fn run_as(world: &World, uid: u32, gid: u32) -> Said {
@@ -26,15 +26,6 @@ fn run_as(world: &World, uid: u32, gid: u32) -> Said {
         .arg(world.bundle())
         .arg(&world.id);
     command.output().expect("setpriv").into()
-}
-
-fn give(path: &Path, uid: u32, gid: u32) {
-    std::os::unix::fs::lchown(path, Some(uid), Some(gid)).expect("chown");
-    if path.symlink_metadata().expect("stat").is_dir() {
-        for entry in std::fs::read_dir(path).expect("read").flatten() {
-            give(&entry.path(), uid, gid);
-        }
-    }
 }
 
 fn world(script: &str) -> World {

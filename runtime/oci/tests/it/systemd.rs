@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use nix::sys::stat::{Mode, SFlag, major, minor, mknod};
 use serde_json::json;
 
-use crate::harness::{Said, World};
+use crate::harness::{Said, World, eventually, give};
 
 /// A call that came: member and body.
 type Calls = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
@@ -446,7 +446,7 @@ fn a_name_can_be_used_again_however_it_ended() {
     assert_eq!(shown(&unit, "ControlGroup"), format!("/machine.slice/machine-tests.slice/{unit}"));
     // systemd may end a container as well.
     systemctl(&["stop", &unit]);
-    crate::harness::eventually("it has stopped", || world.status() == "stopped");
+    eventually("it has stopped", || world.status() == "stopped");
     world.by_systemd(&["delete"], &[]).good();
     // And one that failed before it was a container leaves no unit behind.
     world.config["process"]["args"] = json!(["/not/there"]);
@@ -500,7 +500,7 @@ impl Session {
         std::os::unix::fs::chown(&directory, Some(uid), Some(uid)).expect("chown");
         systemctl(&["start", &format!("user@{uid}.service")]);
         let session = Self { uid, directory };
-        crate::harness::eventually("its bus is there", || session.directory.join("bus").exists());
+        eventually("its bus is there", || session.directory.join("bus").exists());
         session
     }
 
@@ -519,13 +519,6 @@ impl Session {
         command.args(["--user", "show", "--value", "-p", property, unit]).uid(self.uid).gid(self.uid);
         let said = command.env("XDG_RUNTIME_DIR", &self.directory).output().expect("run systemctl");
         String::from_utf8_lossy(&said.stdout).trim().to_owned()
-    }
-}
-
-fn give(path: &Path, uid: u32) {
-    std::os::unix::fs::lchown(path, Some(uid), Some(uid)).expect("chown");
-    if path.symlink_metadata().expect("stat").is_dir() {
-        std::fs::read_dir(path).expect("read").flatten().for_each(|entry| give(&entry.path(), uid));
     }
 }
 
@@ -550,7 +543,7 @@ fn a_user_without_rights_has_limits_by_its_own_systemd() {
         }
         world.save();
         std::fs::create_dir_all(world.state_root()).expect("mkdir");
-        give(&world.path(""), UID);
+        give(&world.path(""), UID, UID);
         let runtime = world.runtime.to_str().expect("utf-8").to_owned();
         let program: &[&str] = if is_inside { &["unshare", "-U", "-m", "-r", &runtime] } else { &[&runtime] };
         let run = |words: &[&str]| -> Said {
