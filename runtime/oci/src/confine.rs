@@ -10,7 +10,7 @@ use runtime_linux::cgroup::{self, Cgroup};
 use crate::error::Error;
 use crate::options::Cgroups;
 use crate::plan::invalid;
-use crate::systemd::Unit;
+use crate::systemd::{Unit, as_rounded};
 use crate::{ContainerId, StateRoot};
 
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ impl Confinement {
         // Mostly it is nowhere yet, and then nobody can be in it.
         if self.unit.is_none() && !self.cgroup.is_none() && self.cgroup.create_new() {
             self.is_ours = true;
-            return apply(&self.cgroup, spec, warnings);
+            return apply_of(&self.cgroup, spec, warnings);
         }
         if self.cgroup.exists() {
             // Ours to fill, not to kill: `delete` ends what is in the cgroup.
@@ -85,7 +85,7 @@ impl Confinement {
             return Ok(());
         }
         match Cgroup::create(self.cgroup.hierarchy(), self.cgroup.path()) {
-            Ok(_) => apply(&self.cgroup, spec, warnings),
+            Ok(_) => apply_of(&self.cgroup, spec, warnings),
             Err(error) if is_refused(&error) => Err(Error::CgroupRefused(error)),
             Err(error) => Err(error.into()),
         }
@@ -96,10 +96,11 @@ impl Confinement {
         if let Some(unit) = &self.unit {
             let none = LinuxResources::default();
             let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);
-            unit.start(pid, resources, self.cgroup.hierarchy())?;
+            let resources = as_rounded(resources);
+            unit.start(pid, &resources, self.cgroup.hierarchy())?;
             // On v1 systemd makes it in few hierarchies; the others are ours.
             Cgroup::create(self.cgroup.hierarchy(), self.cgroup.path())?;
-            apply(&self.cgroup, spec, warnings)?;
+            apply(&self.cgroup, &resources, warnings)?;
         }
         Ok(self.cgroup.add(pid)?)
     }
@@ -161,11 +162,14 @@ fn direct_path(spec: &Spec, id: &ContainerId) -> Result<String, Error> {
     Ok(format!("/{trimmed}"))
 }
 
-fn apply(cgroup: &Cgroup, spec: &Spec, warnings: &mut Vec<String>) -> Result<(), Error> {
-    if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
-        let resources = with_default_devices(resources);
-        warnings.extend(cgroup.apply(&resources)?.iter().map(ToString::to_string));
-    }
+fn apply_of(cgroup: &Cgroup, spec: &Spec, warnings: &mut Vec<String>) -> Result<(), Error> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    resources.map_or(Ok(()), |resources| apply(cgroup, resources, warnings))
+}
+
+fn apply(cgroup: &Cgroup, resources: &LinuxResources, warnings: &mut Vec<String>) -> Result<(), Error> {
+    let resources = with_default_devices(resources);
+    warnings.extend(cgroup.apply(&resources)?.iter().map(ToString::to_string));
     Ok(())
 }
 

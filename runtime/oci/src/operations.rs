@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::plan::invalid;
 use crate::record::{Place, Record};
 use crate::status::{State, Status};
-use crate::systemd::with_whole_quota;
+use crate::systemd::{as_rounded, with_whole_quota};
 use crate::{ContainerId, StateRoot};
 
 /// Who gets a signal.
@@ -167,7 +167,7 @@ pub fn update(
     update_schemata(&found, schemata)?;
     let mut resources = resources.clone();
     if let Some(unit) = &found.record.unit {
-        resources = with_whole_quota(&resources, &found.cgroup)?;
+        resources = as_rounded(&with_whole_quota(&resources, &found.cgroup)?);
         found.cgroup.check(&resources)?;
         unit.update(&resources, found.cgroup.hierarchy())?;
     }

@@ -21,6 +21,7 @@ use crate::error::Error;
 use bus::{Bus, MANAGER};
 use message::{Value, Writer};
 use names::Names;
+pub(crate) use properties::as_rounded;
 
 /// A unit that is a container's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -93,14 +93,29 @@ fn cpu(cpu: &LinuxCpu, is_unified: bool, all: &mut Properties) -> Result<(), Err
     Ok(())
 }
 
-/// Per second, rounded up to 10 ms as systemd itself would.
 fn quota_of(quota: i64, period: u64, all: &mut Properties) {
+    push(all, "CPUQuotaPerSecUSec", per_second(quota, period).unwrap_or(u64::MAX));
+}
+
+/// Rounded up to 10 ms as systemd itself would; `None` for no quota.
+fn per_second(quota: i64, period: u64) -> Option<u64> {
     const STEP: u64 = 10_000;
-    let per_second = match u64::try_from(quota) {
-        Ok(quota) => (quota.saturating_mul(1_000_000) / period).next_multiple_of(STEP),
-        Err(_) => u64::MAX,
-    };
-    push(all, "CPUQuotaPerSecUSec", per_second);
+    let quota = u64::try_from(quota).ok()?;
+    Some((quota.saturating_mul(1_000_000) / period).next_multiple_of(STEP))
+}
+
+/// With the quota that systemd makes of it, so that the kernel's file says the same before and after systemd writes it again.
+pub(crate) fn as_rounded(resources: &LinuxResources) -> LinuxResources {
+    let mut resources = resources.clone();
+    if let Some(cpu) = resources.cpu_mut() {
+        let period = cpu.period().filter(|&period| period != 0).unwrap_or(PERIOD_DEFAULT);
+        let quota = cpu.quota().filter(|&quota| quota > 0).and_then(|quota| per_second(quota, period));
+        let rounded = quota.and_then(|quota| i64::try_from(quota.saturating_mul(period) / 1_000_000).ok());
+        if rounded.is_some() {
+            cpu.set_quota(rounded);
+        }
+    }
+    resources
 }
 
 /// `0-2,5` as bits, the first CPU in the lowest bit of the first byte.
@@ -192,6 +207,16 @@ mod tests {
             &unified,
             &[("CPUQuotaPerSecUSec", u64::MAX), ("CPUQuotaPeriodUSec", 50_000), ("MemoryHigh", 7)],
         );
+    }
+
+    #[test]
+    fn a_quota_is_what_systemd_makes_of_it() {
+        for (quota, period, expect) in [(500_000, 900_000, 504_000), (5000, 20_000, 5000), (-1, 20_000, -1)] {
+            let json = format!(r#"{{"cpu": {{"quota": {quota}, "period": {period}}}}}"#);
+            let resources: LinuxResources = serde_json::from_str(&json).expect("resources");
+            let rounded = as_rounded(&resources).cpu().as_ref().and_then(LinuxCpu::quota);
+            assert_eq!(rounded, Some(expect), "{json}");
+        }
     }
 
     #[test]
