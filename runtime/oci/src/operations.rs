@@ -66,7 +66,11 @@ pub fn kill(root: &StateRoot, id: &ContainerId, signal: i32, target: Target) -> 
             }
             found.cgroup.kill()?;
             if found.record.is_alive() {
-                signal_init(&found, id, signal)?;
+                // It is somewhere else, or dying just now, which is what was asked for.
+                match signal_init(&found, id, signal) {
+                    Err(Error::WrongStatus { .. }) => {}
+                    other => other?,
+                }
             }
         }
         Target::Init => {

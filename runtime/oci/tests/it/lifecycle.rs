@@ -193,3 +193,18 @@ fn a_killed_creator_leaves_what_delete_cleans() {
         world.assert_gone();
     }
 }
+
+/// It dies while it is being killed, which is no reason to say that it was not running.
+#[test]
+fn who_shares_the_hosts_pids_is_killed_at_once_and_without_a_word() {
+    let mut world = World::new(&["sleep", "1000"]);
+    world.config["linux"]["namespaces"].as_array_mut().expect("namespaces").retain(|space| space["type"] != "pid");
+    for _ in 0..20 {
+        world.start_all();
+        world.oci(&["kill"], &["KILL"]).good();
+        eventually("it has stopped", || world.status() == "stopped");
+        assert!(world.oci(&["kill"], &["KILL"]).bad().contains("not running"));
+        world.oci(&["delete"], &[]).good();
+    }
+    world.assert_gone();
+}
