@@ -87,6 +87,8 @@ fn on_path(program: &str) -> Result<PathBuf> {
 
 fn passed(report: &Report) -> Result<()> {
     ensure!(report.code == 0, "ended with {}:\n{}", report.code, report.console);
+    // A name that no test has any more would pass.
+    ensure!(!report.console.contains("running 0 tests"), "no test of that name:\n{}", report.console);
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::mount::{MntFlags, MsFlags, umount2};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat};
 use runtime_linux::mount::{self, Tree};
 use runtime_linux::namespace::{self, Kind};
 use runtime_linux::rooted::Root;
@@ -63,6 +63,10 @@ pub(super) fn prepare(at: &Path, externals: &Externals) -> Result<Vec<String>, E
             words.push(external.word(&lexical(&external.inside)));
             continue;
         }
+        if external.is_mask && !is_there_as_a_file(&root, &external.inside) {
+            // Nothing was masked there, or a directory, by a file system of the container's own.
+            continue;
+        }
         let step = || format!("make mount point {} for {}", external.inside.display(), external.source.display());
         let is_dir = external.source.is_dir();
         let (inside, mode) = (&external.inside, if is_dir { DIRECTORY } else { FILE });
@@ -78,6 +82,11 @@ pub(super) fn prepare(at: &Path, externals: &Externals) -> Result<Vec<String>, E
         umount2(place, MntFlags::MNT_DETACH).map_err(parent(format!("unmount {}", place.display())))?;
     }
     Ok(words)
+}
+
+fn is_there_as_a_file(root: &Root, inside: &Path) -> bool {
+    let found = root.open(inside, OFlag::O_PATH).and_then(fstat);
+    found.is_ok_and(|status| SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR)
 }
 
 fn attach(external: &External, target: &std::os::fd::OwnedFd) -> Result<(), nix::errno::Errno> {

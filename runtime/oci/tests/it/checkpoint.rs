@@ -139,6 +139,10 @@ fn a_container_goes_on_where_it_was() {
     mounts.push(json!({"destination": "/file", "source": file, "options": ["bind"]}));
     std::fs::create_dir(world.rootfs().join("real")).expect("mkdir");
     std::os::unix::fs::symlink("/real", world.rootfs().join("link")).expect("symlink");
+    // A directory, a file, and nothing at all.
+    std::fs::write(world.rootfs().join("etc/secret"), "secret\n").expect("write");
+    std::fs::create_dir(world.rootfs().join("hidden")).expect("mkdir");
+    world.config["linux"]["maskedPaths"] = json!(["/proc/kcore", "/hidden", "/etc/secret", "/absent"]);
     let world = world;
     world.starts_to_count();
     // What comes in by exec and stays is init's.
@@ -158,6 +162,8 @@ fn a_container_goes_on_where_it_was() {
         let seen = world.oci(&["exec"], &["sh", "-c", "cat /file; ls /real/below/group; ps -o args"]).good();
         assert!(seen.contains("of the host") && seen.contains("/real/below/group"), "{round}: {seen}");
         assert!(seen.contains("sleep 1000"), "{round}: {seen}");
+        assert_eq!(world.oci(&["exec"], &["cat", "/etc/secret"]).good(), "");
+        assert!(!world.rootfs().join("absent").exists());
         world.checkpoint(&[]).good();
         world.assert_gone();
     }
