@@ -2,6 +2,8 @@
 //!
 //! Invariant: whatever symlinks lie below the root, no call here reaches anything outside it.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -79,6 +81,22 @@ impl Root {
     pub fn open_plain(&self, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
         let resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS;
         openat2(self.fd.as_fd(), &relative(path), flags, Mode::empty(), resolve)
+    }
+
+    /// Opens a regular file for reading. What else may lie there (a FIFO, whose opening waits for a writer; a device; a directory)
+    /// is `InvalidInput`, and nothing waits.
+    pub fn open_regular(&self, path: &Path) -> io::Result<File> {
+        regular(self.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?)
+    }
+
+    /// Like [`Self::open_regular`], but through no symlink at all: `ELOOP`.
+    pub fn open_plain_regular(&self, path: &Path) -> io::Result<File> {
+        regular(self.open_plain(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?)
+    }
+
+    /// The content of a regular file, see [`Self::open_regular`]; one that holds more than `bytes_max` is `FileTooLarge`.
+    pub fn read_regular(&self, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+        read_bounded(&self.open_regular(path)?, bytes_max)
     }
 
     /// Like [`Self::open`], creating a missing file; its directory must be there.
@@ -216,6 +234,25 @@ impl Root {
     }
 }
 
+/// What an open file still holds, up to `bytes_max`; more is `FileTooLarge`. No more than that is ever kept in memory.
+pub fn read_bounded(mut file: &File, bytes_max: usize) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
+    Read::by_ref(&mut file).take(limit).read_to_end(&mut content)?;
+    if content.len() > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("holds more than {bytes_max} bytes")));
+    }
+    Ok(content)
+}
+
+fn regular(fd: OwnedFd) -> io::Result<File> {
+    let file = File::from(fd);
+    if file.metadata()?.file_type().is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"))
+}
+
 impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -271,6 +308,30 @@ mod tests {
         assert!(inside.path().join("made/later/w").is_dir());
         assert!(inside.path().join("file").is_file());
         assert_eq!(std::fs::read_dir(outside.path()).expect("read").count(), 0);
+    }
+
+    #[test]
+    fn only_regular_files_are_read_and_only_so_much_of_them() {
+        let inside = tempfile::tempdir().expect("tempdir");
+        let root = Root::open_dir(inside.path()).expect("open");
+        nix::unistd::mkfifo(&inside.path().join("fifo"), Mode::from_bits_truncate(0o600)).expect("mkfifo");
+        std::fs::create_dir(inside.path().join("directory")).expect("mkdir");
+        std::fs::write(inside.path().join("file"), "12345").expect("write");
+        symlink("/file", inside.path().join("link")).expect("symlink");
+        symlink("/dev/null", inside.path().join("device")).expect("symlink");
+        let check = |path: &str, max: usize, expect: Result<&[u8], io::ErrorKind>| {
+            let read = root.read_regular(Path::new(path), max);
+            assert_eq!(read.as_deref().map_err(io::Error::kind), expect, "{path}");
+        };
+        check("fifo", 9, Err(io::ErrorKind::InvalidInput));
+        check("directory", 9, Err(io::ErrorKind::InvalidInput));
+        check("device", 9, Err(io::ErrorKind::NotFound));
+        check("file", 5, Ok(b"12345"));
+        check("file", 4, Err(io::ErrorKind::FileTooLarge));
+        check("link", 5, Ok(b"12345"));
+        assert!(root.open_plain_regular(Path::new("link")).is_err());
+        let endless = File::open("/dev/zero").expect("open");
+        assert!(read_bounded(&endless, 1 << 20).is_err());
     }
 
     #[test]
