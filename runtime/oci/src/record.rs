@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -100,7 +100,7 @@ impl Place {
         match builder.create(&self.dir) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let parent = self.dir.parent().unwrap_or(Path::new("/"));
-                DirBuilder::new().mode(0o711).recursive(true).create(parent).map_err(write)?;
+                DirBuilder::new().mode(0o700).recursive(true).create(parent).map_err(write)?;
                 builder.create(&self.dir)
             }
             other => other,
@@ -132,7 +132,8 @@ impl Place {
     pub(crate) fn write_config(&self, raw: &[u8]) -> Result<(), Error> {
         let path = self.dir.join("config.json");
         // Not read before the record says that there is a container, so it need not be atomic.
-        std::fs::write(&path, raw).map_err(|source| Error::Write { path, source })
+        let write = || private_file(&path)?.write_all(raw);
+        write().map_err(|source| Error::Write { path: path.clone(), source })
     }
 
     pub(crate) fn config(&self) -> Result<oci_spec::runtime::Spec, Error> {
@@ -146,7 +147,7 @@ impl Place {
         let (path, temporary) = (self.dir.join("state.json"), self.dir.join("state.json.new"));
         let text = serde_json::to_vec(record).map_err(|source| Error::Parse { path: path.clone(), source })?;
         let write = || {
-            File::create(&temporary)?.write_all(&text)?;
+            private_file(&temporary)?.write_all(&text)?;
             std::fs::rename(&temporary, &path)
         };
         // Not synced: the directory is in /run and its truth ends with the boot.
@@ -261,6 +262,11 @@ impl Record {
             owner: String::new(),
         }
     }
+}
+
+/// A configuration may hold secrets in its environment: it is its owner's alone, whatever the caller's umask.
+fn private_file(path: &Path) -> std::io::Result<File> {
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 /// When a process started; `None` for one that is gone or a zombie.

@@ -124,8 +124,8 @@ fn serve(dir: &Path, config: Config, lock: Flock<File>, mut ready: io::PipeWrite
 fn set_up(dir: &Path, config: Config, lock: &Flock<File>) -> Result<Server, Failure> {
     use runtime_linux::cgroup::{Cgroup, Hierarchy};
     nix::unistd::setsid().map_err(|error| failed("become a session", &error))?;
-    // Records, states and logs have their own modes; nothing of the starter's mask is inherited.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    // What a shim makes (records, logs, socket, pins) is root's alone, whatever its starter's mask.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     redirect(dir).map_err(|error| failed("redirect the standard streams", &error))?;
     std::env::set_current_dir("/").map_err(|error| failed("change to /", &error))?;
     let pid = nix::unistd::getpid().as_raw();

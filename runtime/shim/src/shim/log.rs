@@ -103,7 +103,7 @@ impl Log {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(nix::libc::O_NOFOLLOW).open(path)
+    OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW).open(path)
 }
 
 fn entry(stream: Stream, full: bool, text: &[&[u8]], now_ns: i64, out: &mut Vec<u8>) {

@@ -15,12 +15,17 @@ use runtime_shim::{Config, NamespaceMode, PidMode};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What the first argument of the pod's pid 1 says.
 pub(crate) const PAUSE: &str = "pause";
+/// How long the child may take for each word; it has only the kernel to wait for.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What is kept of why it could not.
+const WORDS_BYTES_MAX: u64 = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PodError {
@@ -93,6 +98,7 @@ pub(crate) fn make(dir: &Path, config: &Config) -> Result<Pod, PodError> {
         return Ok(Pod::default());
     }
     let (mut ours, mut theirs) = UnixStream::pair().map_err(PodError::Talk)?;
+    ours.set_read_timeout(Some(PATIENCE)).map_err(PodError::Talk)?;
     let flags = kinds.iter().fold(0, |flags, kind| flags | kind.flag());
     match clone::clone(flags, None).map_err(PodError::Clone)? {
         Cloned::Child => {
@@ -131,14 +137,8 @@ fn set_up(
         idmap::write(&proc, pid, &maps(user), Setgroups::Allow).map_err(PodError::Map)?;
     }
     child.write_all(b"m").map_err(PodError::Talk)?;
-    let mut said = String::new();
-    // A byte for success, else words; then the child waits, alive, until the pins stand.
-    let mut first = [0];
-    child.read_exact(&mut first).map_err(PodError::Talk)?;
-    if first != *b"+" {
-        child.read_to_string(&mut said).map_err(PodError::Talk)?;
-        return Err(PodError::Inside(said));
-    }
+    // Then the child waits, alive, until the pins stand.
+    hear(child)?;
     let pins = dir.join("ns");
     fs::create_dir_all(&pins).map_err(|source| PodError::Pin { kind: "", at: pins.clone(), source })?;
     let mut namespaces = Vec::new();
@@ -153,7 +153,26 @@ fn set_up(
     }
     // "Go on": a pause process becomes its program, another is killed by the caller.
     child.write_all(b"p").map_err(PodError::Talk)?;
+    if config.pid == PidMode::Pod {
+        // Before anybody may enter its namespace it has nothing of the host's any more, and last of all this socket.
+        hear(child)?;
+        if child.read(&mut [0]).map_err(PodError::Talk)? != 0 {
+            return Err(PodError::Inside("it says more than it has to say".to_owned()));
+        }
+    }
     Ok(namespaces)
+}
+
+/// A byte for success, else words.
+fn hear(child: &mut UnixStream) -> Result<(), PodError> {
+    let mut first = [0];
+    child.read_exact(&mut first).map_err(PodError::Talk)?;
+    if first == *b"+" {
+        return Ok(());
+    }
+    let mut said = Vec::new();
+    child.take(WORDS_BYTES_MAX).read_to_end(&mut said).map_err(PodError::Talk)?;
+    Err(PodError::Inside(String::from_utf8_lossy(&said).into_owned()))
 }
 
 fn maps(user: &UserNamespace) -> Maps {
@@ -174,8 +193,8 @@ fn inside(config: &Config, parent: &mut UnixStream) -> ! {
         clone::exit_now(1)
     }
     let pinned = parent.write_all(b"+").and_then(|()| parent.read_exact(&mut word));
-    if pinned.is_ok() && config.pid == PidMode::Pod {
-        // A fresh image holds no memory and no descriptors of the shim's.
+    if pinned.is_ok() && config.pid == PidMode::Pod && process::place(parent.as_fd(), 0).is_ok() {
+        // A fresh image holds no memory and no descriptors of the shim's; its standard input is this socket.
         let arguments = [c"sampan-shim".to_owned(), CString::new(PAUSE).unwrap_or_default()];
         let _not_executed = process::exec(c"/proc/self/exe", &arguments, &[]);
     }

@@ -113,12 +113,66 @@ fn a_shared_pid_namespace_has_a_small_process_that_holds_it() {
     eventually("it runs its own program", || {
         fs::read_to_string(format!("/proc/{pause}/cmdline")).unwrap() == "sampan-shim\0pause\0"
     });
-    // Nothing of the shim's is open in it.
-    let open: Vec<_> =
-        fs::read_dir(format!("/proc/{pause}/fd")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(open.len(), 3, "{open:?}");
     client.shutdown().unwrap();
     eventually("it is gone", || !Path::new(&format!("/proc/{pause}")).exists());
+}
+
+#[test]
+fn the_pause_process_has_nothing_of_the_hosts() {
+    let range = IdRange { inside: 0, outside: 200_000, count: 65_536 };
+    for user in [None, Some(UserNamespace { uid_map: vec![range], gid_map: vec![range] })] {
+        let mut sandbox = Sandbox::new();
+        sandbox.config.pid = PidMode::Pod;
+        let uid = if user.is_some() { 265_534 } else { 65_534 };
+        sandbox.config.user = user;
+        let mut client = sandbox.spawn().unwrap();
+        // As soon as the shim answers, not some time later.
+        let pause = client.info().unwrap().pause_pid.unwrap();
+        let list = |name: &str| -> Vec<_> {
+            fs::read_dir(format!("/proc/{pause}/{name}")).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+        };
+        assert!(list("fd").is_empty() && list("root").is_empty() && list("cwd").is_empty());
+        let mounts = fs::read_to_string(format!("/proc/{pause}/mountinfo")).unwrap();
+        let last = mounts.lines().last().unwrap();
+        assert!(last.contains(" / / ro,nosuid,nodev,noexec") && last.contains(" - tmpfs "), "{mounts}");
+        assert_eq!(mounts.lines().count(), 1, "{mounts}");
+        let status = fs::read_to_string(format!("/proc/{pause}/status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.split_whitespace().next().unwrap().to_owned()
+        };
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(field(set), "0000000000000000", "{set}");
+        }
+        let facts = ["Uid:", "Gid:", "NoNewPrivs:", "Seccomp:"].map(field);
+        assert_eq!(facts, [uid.to_string(), uid.to_string(), "1".into(), "2".into()]);
+        assert!(fs::read(format!("/proc/{pause}/environ")).unwrap().is_empty());
+        // Not dumpable: its files in /proc are its namespace's root's, whoever it is.
+        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pause}/maps")).unwrap());
+        assert_eq!(owner, uid - 65_534);
+    }
+}
+
+#[test]
+fn a_container_that_may_trace_finds_nothing_of_the_host_in_the_pause_process() {
+    let mut sandbox = Sandbox::new();
+    sandbox.config.pid = PidMode::Pod;
+    let mut client = sandbox.spawn().unwrap();
+    let look = "for at in root cwd fd; do echo $at $(/bin/busybox ls -A /proc/1/$at | /bin/busybox wc -l); done
+        echo x > /proc/1/root/x && echo written
+        cat /proc/1/root/etc/passwd /proc/1/cwd/etc/passwd && echo read
+        /bin/busybox nsenter -t 1 -m /bin/busybox ls / && echo entered
+        exit 0";
+    let mut spec = sandbox.spec("c1", look);
+    let all = ["CAP_SYS_PTRACE", "CAP_SYS_ADMIN", "CAP_SYS_CHROOT", "CAP_DAC_OVERRIDE", "CAP_KILL"];
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] = serde_json::json!(all);
+    }
+    client.create(sandbox.create_from("c1", &spec)).unwrap();
+    client.start("c1").unwrap();
+    client.wait(runtime_shim::Target::container("c1")).unwrap();
+    let out: Vec<_> = sandbox.entries("c1").into_iter().filter(|entry| entry.starts_with("stdout")).collect();
+    assert_eq!(out, ["stdout F root 0", "stdout F cwd 0", "stdout F fd 0"], "{:?}", sandbox.entries("c1"));
 }
 
 #[test]
