@@ -322,7 +322,7 @@ fn gone_is_done<T>(result: Result<T, Error>) -> Result<(), Error> {
 }
 
 /// Connects by way of the directory, for a path may be longer than `sun_path`; unix(7).
-async fn dial(path: &Path) -> std::io::Result<UnixStream> {
+pub(crate) async fn dial(path: &Path) -> std::io::Result<UnixStream> {
     use std::os::fd::AsRawFd;
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "socket path without a directory"));

@@ -57,6 +57,8 @@ pub(crate) async fn run_alone(layout: Layout, shutdown: CancellationToken, tell:
     let (is_ready, mut ready) = watch::channel(false);
     let mut config = parts.cri();
     config.ready = Some(is_ready);
+    // A stock kubelet or crictl may be the client, and they know streams by TCP only.
+    config.streams = runtime_cri::StreamListen::any_loopback_port();
     let running = run(config, parts.layout.image_socket(), shutdown);
     let started = async {
         if ready.wait_for(|is_ready| *is_ready).await.is_ok() {

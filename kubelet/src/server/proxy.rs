@@ -4,17 +4,19 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Uri};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use runtime_cri_api::stream::StreamUrl;
 use runtime_cri_api::v1 as cri;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::either::Either;
 
 use super::route::{Attach, Exec};
 use super::{Body, full, text};
-use crate::cri::Runtime;
+use crate::cri::{self as runtime, Runtime};
 
 /// An answer that is not an upgrade is an error text; no more of it is read.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -82,31 +84,35 @@ enum Error {
     #[error("the runtime's URL {url:?} names no place")]
     Url { url: String },
     #[error("connect to {address}")]
-    Connect { address: String, source: std::io::Error },
+    Connect { address: StreamUrl, source: std::io::Error },
     #[error("ask the runtime's stream server")]
     Exchange(#[from] hyper::Error),
     #[error("build the request")]
     Request(#[from] http::Error),
 }
 
+/// Our own runtime is reached by a socket of the file system; another's may be on loopback.
+async fn open(url: &StreamUrl) -> std::io::Result<Either<TcpStream, UnixStream>> {
+    match url {
+        StreamUrl::Unix { socket, .. } => runtime::dial(socket).await.map(Either::Right),
+        StreamUrl::Http { authority, .. } => TcpStream::connect(authority).await.map(Either::Left),
+    }
+}
+
 async fn tunnel(mut request: Request<Incoming>, url: &str) -> Result<Response<Body>, Error> {
-    let bad = || Error::Url { url: url.to_owned() };
-    let target: Uri = url.parse().map_err(|_| bad())?;
-    let address = target.authority().ok_or_else(bad)?.to_string();
-    let stream =
-        TcpStream::connect(&address).await.map_err(|source| Error::Connect { address: address.clone(), source })?;
+    let target = StreamUrl::parse(url).ok_or_else(|| Error::Url { url: url.to_owned() })?;
+    let stream = open(&target).await.map_err(|source| Error::Connect { address: target.clone(), source })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection.with_upgrades());
     let client = hyper::upgrade::on(&mut request);
-    let path = target.path_and_query().map_or("/", |p| p.as_str());
-    let mut onward = Request::builder().method(request.method()).uri(path);
+    let mut onward = Request::builder().method(request.method()).uri(target.target());
     for (name, value) in request.headers() {
         // Who the user is has been settled here; it goes no further.
         if name != "authorization" && name != "host" {
             onward = onward.header(name, value);
         }
     }
-    let onward = onward.header("host", &address).body(Empty::<Bytes>::new())?;
+    let onward = onward.header("host", target.host()).body(Empty::<Bytes>::new())?;
     let mut answer = sender.send_request(onward).await?;
     let mut response = Response::builder().status(answer.status());
     for (name, value) in answer.headers() {

@@ -20,12 +20,31 @@ pub struct Config {
     pub cni: Cni,
     /// Cgroup of what has no parent of its own, `/sampan`.
     pub cgroup_root: String,
-    /// Where exec, attach and port-forward are served; port 0 takes a free one. Loopback: the URLs carry the only credential.
-    pub stream_listen: SocketAddr,
+    /// Where exec, attach and port-forward are served.
+    pub streams: StreamListen,
     /// Copied into pods whose configuration names no DNS.
     pub host_resolv_conf: PathBuf,
     /// Set to `true` once requests are answered.
     pub ready: Option<watch::Sender<bool>>,
+}
+
+/// Where streams are served; their URLs carry the only credential, which works once and for a minute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamListen {
+    /// A socket that only this user can reach, for a kubelet that understands `unix://SOCKET#PATH`. Nobody's host port, Service
+    /// or process can stand in front of it.
+    Socket(PathBuf),
+    /// A port of loopback, for what knows only `http://`: stock kubelets and crictl. Port 0 takes a free one. No pod of this
+    /// runtime may map that host port.
+    Loopback(SocketAddr),
+}
+
+impl StreamListen {
+    /// A free port of loopback.
+    #[must_use]
+    pub fn any_loopback_port() -> Self {
+        Self::Loopback(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -57,13 +76,13 @@ impl Config {
     pub fn new(data_dir: &Path, run_dir: PathBuf, shim_binary: PathBuf, cni: Cni) -> Self {
         Self {
             socket: run_dir.join("cri.sock"),
+            streams: StreamListen::Socket(run_dir.join("streams.sock")),
             images: runtime_images::Config::new(data_dir.join("images")),
             data_dir: data_dir.join("cri"),
             run_dir,
             shim_binary,
             cni,
             cgroup_root: "/sampan".into(),
-            stream_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
             host_resolv_conf: "/etc/resolv.conf".into(),
             ready: None,
         }

@@ -19,7 +19,7 @@ mod spec;
 mod status;
 mod streaming;
 
-pub use config::{Cni, CniTemplate, Config};
+pub use config::{Cni, CniTemplate, Config, StreamListen};
 pub use network::NetworkError;
 pub use record::RecordError;
 pub use server::{Server, run, run_with_images};

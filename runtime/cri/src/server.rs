@@ -6,6 +6,7 @@
 mod image_service;
 mod runtime_service;
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +18,7 @@ use futures::Stream;
 use runtime_cri_api::v1::image_service_server::ImageServiceServer;
 use runtime_cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use runtime_images::Images;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::service::Routes;
@@ -29,8 +30,9 @@ use crate::config::Config;
 use crate::node::Node;
 use crate::record::Records;
 use crate::runtime::status::NetworkRange;
+use crate::sandbox::host_ports;
 use crate::status::{Error, chain};
-use crate::streaming::{self, StreamError, Streams};
+use crate::streaming::{self, Streams};
 
 /// A request may carry a large environment; kubelets send up to this.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -55,13 +57,12 @@ impl Server {
 
     /// Like [`Server::new`] over a store that is open already: one process has it, and only once.
     pub async fn with_images(config: Config, images: Images) -> Result<Self, Error> {
-        let address = config.stream_listen;
-        let listen = |source| StreamError::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(listen)?;
-        let streams = Streams::new(listener.local_addr().map_err(listen)?);
         let pods = config.run_dir.join("pods");
         fs::create_dir_all(&pods).map_err(Error::io("make", &pods))?;
         let records = Records::open(&config.data_dir)?;
+        let taken: HashSet<u16> = records.sandboxes()?.iter().flat_map(host_ports).collect();
+        let listener = streaming::listener::open(&config.streams, &taken).await?;
+        let streams = Streams::new(listener.place());
         let node = Arc::new(Node::new(config, images, records, streams, NetworkRange::default()));
         let adopting = Arc::clone(&node);
         tokio::task::spawn_blocking(move || adopt::adopt(&adopting)).await.map_err(|_| Error::Panicked)??;
@@ -159,7 +160,7 @@ pub async fn run_with_images(config: Config, images: Images, shutdown: Cancellat
 }
 
 /// Replaces a socket that nobody serves; one that answers is another server's.
-fn listen(path: &Path) -> Result<UnixListener, Error> {
+pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
     let failed = |action| Error::io(action, path);
     let dir = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(dir).map_err(Error::io("make", dir))?;

@@ -8,16 +8,19 @@ use std::io::Write;
 use anyhow::{Context, Result, bail};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use runtime_cri_api::stream::StreamUrl;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_util::either::Either;
 
 use super::terminal;
+use crate::endpoint;
 
 const PROTOCOL: &str = "v5.channel.k8s.io";
 const STDIN: u8 = 0;
@@ -37,22 +40,34 @@ pub(super) struct Standard {
 
 #[derive(Debug)]
 pub(super) struct Streams {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Connection>,
     standard: Standard,
 }
 
-type Sink = SplitSink<WebSocketStream<TcpStream>, Message>;
+type Connection = Either<TcpStream, UnixStream>;
+
+type Sink = SplitSink<WebSocketStream<Connection>, Message>;
 
 /// Connects to a URL that the container runtime has given out.
 pub(super) async fn connect(url: &str, standard: Standard) -> Result<Streams> {
-    let url = url.replacen("http://", "ws://", 1);
-    let mut request = url.as_str().into_client_request().context("the stream's address")?;
+    let url = StreamUrl::parse(url).with_context(|| format!("the stream's address {url:?} names no place"))?;
+    let mut request =
+        format!("ws://{}{}", url.host(), url.target()).into_client_request().context("the stream's address")?;
     request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static(PROTOCOL));
-    let host = request.uri().authority().context("the stream's address names no host")?.as_str().to_owned();
-    let stream = TcpStream::connect(&host).await.with_context(|| format!("connect to the stream at {host}"))?;
-    stream.set_nodelay(true).context("set TCP_NODELAY")?;
+    let stream = open(&url).await.with_context(|| format!("connect to the stream at {url}"))?;
     let (socket, _) = tokio_tungstenite::client_async(request, stream).await.context("open the stream")?;
     Ok(Streams { socket, standard })
+}
+
+async fn open(url: &StreamUrl) -> std::io::Result<Connection> {
+    match url {
+        StreamUrl::Unix { socket, .. } => endpoint::open(socket.clone()).await.map(Either::Right),
+        StreamUrl::Http { authority, .. } => {
+            let stream = TcpStream::connect(authority).await?;
+            stream.set_nodelay(true)?;
+            Ok(Either::Left(stream))
+        }
+    }
 }
 
 impl Streams {
@@ -114,7 +129,7 @@ async fn send_message(sink: &mut Sink, channel: u8, payload: &[u8]) -> Result<()
     sink.send(Message::Binary(message.into())).await.context("send to the container")
 }
 
-async fn receive(mut source: SplitStream<WebSocketStream<TcpStream>>) -> Result<Option<i32>> {
+async fn receive(mut source: SplitStream<WebSocketStream<Connection>>) -> Result<Option<i32>> {
     let mut code = None;
     while let Some(message) = source.next().await {
         let message = message.context("the stream from the container broke")?;

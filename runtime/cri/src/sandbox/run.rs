@@ -49,6 +49,15 @@ pub(crate) fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Result<Run
         stopped_at_ns: None,
         network,
     };
+    if let Some(port) = node.streams.port()
+        && super::host_ports(&record).contains(&port)
+    {
+        // Whoever maps it would be handed the sessions, and the tokens, of everybody else.
+        return Err(Error::invalid(
+            "config.port_mappings",
+            format!("host port {port} is this runtime's own, for streams"),
+        ));
+    }
     let sandbox = node.announce_sandbox(&super::name(&config), record)?;
     let work = sandbox.work();
     if let Err(error) = make(node, &sandbox) {

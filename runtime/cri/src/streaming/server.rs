@@ -12,7 +12,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -20,7 +21,7 @@ use super::channels::{Channels, Input, Output, Verdicts};
 use super::process::{self, Wanted};
 use super::spdy;
 use super::websocket;
-use super::{Pending, port_forward, remote_command};
+use super::{Listener, Pending, port_forward, remote_command};
 use crate::node::Node;
 
 const STREAM_PROTOCOL: &str = "x-stream-protocol-version";
@@ -38,34 +39,44 @@ const HEAD_WITHIN: Duration = Duration::from_secs(30);
 
 type Answer = Response<Full<Bytes>>;
 
+/// Connections that have not shown their token yet; further ones wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 128;
+
 /// Serves until told to stop; sessions under way go on until their sockets close.
-pub(crate) async fn serve(listener: TcpListener, node: Arc<Node>, shutdown: CancellationToken) {
+pub(crate) async fn serve(listener: Listener, node: Arc<Node>, shutdown: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((socket, _)) = accepted else {
+        let Ok(socket) = accepted else {
             // Out of descriptors, most likely: whoever waits is served when some are free again.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let _ = socket.set_nodelay(true);
         let node = Arc::clone(&node);
         tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let node = Arc::clone(&node);
-                async move { Ok::<_, Infallible>(answer(&node, request)) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_WITHIN)
-                .serve_connection(TokioIo::new(socket), service)
-                .with_upgrades();
-            if let Err(error) = connection.await {
-                debug!(%error, "stream connection ended");
-            }
+            converse(socket, node).await;
+            drop(place);
         });
+    }
+}
+
+/// One connection until it is upgraded or ends.
+async fn converse(socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, node: Arc<Node>) {
+    let service = service_fn(move |request| {
+        let node = Arc::clone(&node);
+        async move { Ok::<_, Infallible>(answer(&node, request)) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        debug!(%error, "stream connection ended");
     }
 }
 
@@ -86,7 +97,7 @@ fn answer(node: &Arc<Node>, mut request: Request<Incoming>) -> Answer {
         Ok(framing) => framing,
         Err(answer) => return *answer,
     };
-    let Some(pending) = node.streams.take(token) else {
+    let Some(pending) = node.streams.take(kind, token) else {
         return refuse(
             StatusCode::NOT_FOUND,
             "this stream was opened before, or waited for too long: ask for a new one",
