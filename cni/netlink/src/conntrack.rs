@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use crate::attributes::{self, Attributes};
-use crate::socket::{NLM_F_DUMP, Outgoing, Protocol, Socket, SocketError, nfgenmsg};
+use crate::socket::{NLM_F_DUMP, Netfilter, Outgoing, Socket, SocketError, nfgenmsg};
 
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = 1;
@@ -41,7 +41,7 @@ pub struct Connection {
 /// A socket to conntrack in the namespace it was opened in.
 #[derive(Debug)]
 pub struct Conntrack {
-    socket: Socket,
+    socket: Socket<Netfilter>,
 }
 
 impl Conntrack {
@@ -50,7 +50,7 @@ impl Conntrack {
     /// # Errors
     /// No socket.
     pub fn open() -> Result<Self, SocketError> {
-        Ok(Self { socket: Socket::open(Protocol::Netfilter)? })
+        Ok(Self { socket: Socket::open()? })
     }
 
     /// Deletes the IPv4 connections `stale` chooses and returns how many.
@@ -59,12 +59,7 @@ impl Conntrack {
     /// Transport errors; an entry that expired meanwhile is fine.
     pub fn delete(&mut self, stale: impl Fn(&Connection) -> bool) -> Result<usize, SocketError> {
         let request = nfgenmsg(IPV4, 0);
-        let received = loop {
-            match self.socket.request("list connections", SUBSYSTEM | GET, NLM_F_DUMP, request.as_bytes()) {
-                Err(error) if error.errno() == Some(libc::EINTR) => {}
-                other => break other?,
-            }
-        };
+        let received = self.socket.request("list connections", SUBSYSTEM | GET, NLM_F_DUMP, request.as_bytes())?;
         let mut outgoing = Outgoing::default();
         for answer in &received {
             let Some(connection) = answer.payload.get(4..).and_then(read_connection) else { continue };

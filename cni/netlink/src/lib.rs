@@ -1,4 +1,4 @@
-//! Network namespaces, links, addresses, routes, nf_tables batches and conntrack over netlink.
+//! Network namespaces, links, addresses, routes, nf_tables batches, conntrack and listening sockets over netlink.
 //!
 //! Mechanism only: no names, ranges or rules are chosen here. Every call blocks; nothing is async and no helper
 //! program is run. A socket belongs to the namespace it was opened in for as long as it lives, whatever its owner's
@@ -6,6 +6,8 @@
 
 pub mod attributes;
 pub mod conntrack;
+pub mod listening;
+pub mod monitor;
 pub mod namespace;
 pub mod nft;
 pub mod rtnetlink;

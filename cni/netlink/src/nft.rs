@@ -6,12 +6,14 @@
 use crate::Namespace;
 use crate::attributes::{self, read_text, read_u32_be};
 use crate::namespace::NamespaceError;
-use crate::socket::{NLM_F_DUMP, Protocol, Socket, SocketError, nfgenmsg};
+use crate::socket::{NLM_F_DUMP, Netfilter, Socket, SocketError, nfgenmsg};
 
 mod expression;
 mod transaction;
 
-pub use expression::{Compare, CtKey, Dynset, Expression, FibAddress, Meta, Payload, Register, Reject, Verdict};
+pub use expression::{
+    Compare, CtKey, CtTuple, Dynset, Expression, FibAddress, Meta, Payload, Register, Reject, Verdict,
+};
 pub use transaction::{ChainKind, DataKind, Element, Hook, Policy, Set, SetData, Transaction, Value};
 
 /// Subsystem number of nf_tables within nfnetlink.
@@ -103,7 +105,7 @@ pub struct FoundElement {
 /// A socket to nf_tables in one namespace.
 #[derive(Debug)]
 pub struct Nftables {
-    socket: Socket,
+    socket: Socket<Netfilter>,
 }
 
 impl Nftables {
@@ -112,7 +114,7 @@ impl Nftables {
     /// # Errors
     /// No socket.
     pub fn open() -> Result<Self, NftError> {
-        Ok(Self { socket: Socket::open(Protocol::Netfilter)? })
+        Ok(Self { socket: Socket::open()? })
     }
 
     /// In another namespace.
@@ -187,13 +189,9 @@ impl Nftables {
         let mut request = nfgenmsg(family.number(), 0);
         request.put_text(TABLE, table).put_text(SET, set);
         let kind = SUBSYSTEM | message::GET_ELEMENT;
-        let received = loop {
-            match self.socket.request("list nf_tables elements", kind, NLM_F_DUMP, request.as_bytes()) {
-                Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(Vec::new()),
-                // The set changed while it was read.
-                Err(error) if error.errno() == Some(libc::EINTR) => {}
-                other => break other?,
-            }
+        let received = match self.socket.request("list nf_tables elements", kind, NLM_F_DUMP, request.as_bytes()) {
+            Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(Vec::new()),
+            other => other?,
         };
         let mut found = Vec::new();
         for answer in &received {

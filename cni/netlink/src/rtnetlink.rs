@@ -14,7 +14,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 
 use crate::Namespace;
 use crate::namespace::NamespaceError;
-use crate::socket::{NLM_F_DUMP, Outgoing, Protocol, Received, Socket, SocketError};
+use crate::socket::{NLM_F_DUMP, Outgoing, Received, Route, Socket, SocketError};
 
 mod batch;
 pub use batch::{Batch, NewRoute, PortChange, Veth};
@@ -67,6 +67,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// Hairpin mode, for ports of a bridge.
     pub hairpin: Option<bool>,
+    /// The remark that its maker left on it.
+    pub alias: Option<String>,
 }
 
 /// A route as the kernel describes it.
@@ -89,7 +91,7 @@ pub struct FoundRoute {
 /// A socket to rtnetlink in one namespace.
 #[derive(Debug)]
 pub struct Rtnetlink {
-    socket: Socket,
+    socket: Socket<Route>,
 }
 
 impl Rtnetlink {
@@ -98,7 +100,7 @@ impl Rtnetlink {
     /// # Errors
     /// No socket.
     pub fn open() -> Result<Self, RtnetlinkError> {
-        Ok(Self { socket: Socket::open(Protocol::Route)? })
+        Ok(Self { socket: Socket::open()? })
     }
 
     /// In another namespace.
@@ -197,13 +199,7 @@ impl Rtnetlink {
         flags: u16,
     ) -> Result<Vec<RouteNetlinkMessage>, RtnetlinkError> {
         let (kind, payload) = encode(message);
-        let received = loop {
-            match self.socket.request(label, kind, flags, &payload) {
-                // A dump that raced with a change is incomplete; asking again is the documented answer.
-                Err(error) if error.errno() == Some(libc::EINTR) => {}
-                other => break other?,
-            }
-        };
+        let received = self.socket.request(label, kind, flags, &payload)?;
         received.iter().map(|answer| decode(answer).ok_or_else(|| RtnetlinkError::Decode(label.to_owned()))).collect()
     }
 }
@@ -217,7 +213,7 @@ pub(crate) fn encode(message: &RouteNetlinkMessage) -> (u16, Vec<u8>) {
     (netlink_packet_core::NetlinkSerializable::message_type(message), payload)
 }
 
-fn decode(received: &Received) -> Option<RouteNetlinkMessage> {
+pub(crate) fn decode(received: &Received) -> Option<RouteNetlinkMessage> {
     let mut bytes = vec![0; 16];
     bytes.extend_from_slice(&received.payload);
     let length = u32::try_from(bytes.len()).ok()?;
@@ -245,6 +241,7 @@ fn as_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Controller(index) => link.controller = Some(index),
             LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| read_info(&mut link, info)),
             _ => {}
         }

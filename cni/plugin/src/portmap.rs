@@ -1,12 +1,14 @@
 //! The plugin `portmap`: ports of the node that lead to a container, as elements of maps.
 //!
 //! Comes behind `bridge` in a list and acts on `runtimeConfig.portMappings`. Elements carry their owner as a comment, so
-//! DEL and GC need no memory. A port that another container has is refused, never overwritten. IPv4 only; a mapping
-//! with an IPv6 `hostIP` is refused by name.
+//! DEL and GC need no memory. A port that another container has, or that a process of the node listens on, is refused,
+//! never taken; `reserved` names such places (`"0.0.0.0:6443"`) where nobody may listen yet. IPv4 only; a mapping with an
+//! IPv6 `hostIP` is refused by name.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use cni_netlink::listening::{Transport, is_shadowed, listening};
 use cni_netlink::nft::{Element, Family, FoundElement, NftError, Nftables, Transaction, Value as NftValue};
 use cni_netlink::sysctl;
 use cni_spec::{AddResult, Attachment, Code, Command, PluginError};
@@ -33,6 +35,8 @@ struct Config {
     table: String,
     #[serde(default)]
     runtime_config: RuntimeConfig,
+    #[serde(default)]
+    reserved: Vec<SocketAddr>,
 }
 
 #[derive(Default, Deserialize)]
@@ -111,6 +115,7 @@ fn add(table: &str, config: &Config, owner: &str, previous: &AddResult) -> Resul
     };
     let elements: Vec<(&str, Element)> =
         mappings.iter().map(|mapping| element(mapping, address, owner)).collect::<Result<_, _>>()?;
+    refuse_listening(&elements, &config.reserved)?;
     // Connections of the node to 127.0.0.1 leave by the bridge; layout.rs keeps everybody else from using this.
     if let Some(bridge) = previous.interfaces.iter().find(|interface| interface.sandbox.is_empty()) {
         sysctl::ensure(&format!("net/ipv4/conf/{}/route_localnet", bridge.name), "1")
@@ -134,6 +139,30 @@ fn add(table: &str, config: &Config, owner: &str, previous: &AddResult) -> Resul
         _ => broken(&error),
     })?;
     stale::forget(&datagrams, Some(address))
+}
+
+/// A mapping takes what comes for the port before any process of the node sees it: the API server, the kubelet, ssh.
+fn refuse_listening(elements: &[(&str, Element)], reserved: &[SocketAddr]) -> Result<(), PluginError> {
+    let mut known: Vec<(Transport, Vec<SocketAddr>)> = Vec::new();
+    for (set, element) in elements {
+        let from_end = |back: usize| element.key.len().checked_sub(back);
+        let protocol = from_end(8).and_then(|at| element.key.get(at)).copied().unwrap_or_default();
+        let Some(transport) = Transport::of(protocol) else { continue };
+        let address = (*set == AT).then(|| element.key.get(..4)).flatten();
+        let address = address.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from);
+        if !known.iter().any(|(of, _)| *of == transport) {
+            let found = listening(transport).map_err(|error| failed(Code::Internal, "port mappings", &error))?;
+            known.push((transport, found));
+        }
+        let port = port_of(&element.key);
+        let found = known.iter().filter(|(of, _)| *of == transport).flat_map(|(_, sockets)| sockets);
+        if let Some(socket) = reserved.iter().chain(found).find(|socket| is_shadowed(socket, address, port)) {
+            let message =
+                format!("host port {port} is one that this node itself listens on ({socket}); choose another");
+            return Err(PluginError::new(Code::TryAgainLater, message));
+        }
+    }
+    Ok(())
 }
 
 /// A port belongs to one container of the node, whichever network (and so table) that is attached to; a port of one

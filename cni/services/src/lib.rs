@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 pub mod catalog;
+pub mod counts;
 pub mod dns;
 mod follow;
 pub mod network;
@@ -35,6 +36,8 @@ pub struct Config {
     pub node_name: String,
     /// Addresses of this node besides those the kernel reports as local.
     pub node_ips: Vec<IpAddr>,
+    /// Where the node's own parts listen (API server, kubelet, DNS): no Service takes traffic from there.
+    pub reserved: Vec<SocketAddr>,
     /// Name of the nf_tables table, for example `sampan`.
     pub table: String,
     /// Name of the pod bridge, for example `sampan0`.
@@ -88,9 +91,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         table: config.table.clone(),
         bridge: config.bridge.clone(),
         service_cidr,
+        cluster_cidr: config.cluster_cidr,
         dns_address,
         node_name: config.node_name.clone(),
         node_ips: config.node_ips.clone(),
+        reserved: config.reserved.clone(),
     });
     info!(table = %config.table, dns = %dns_address, "service networking runs");
     tokio::select! {

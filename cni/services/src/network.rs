@@ -87,8 +87,6 @@ pub(crate) fn ensure(
     ensure_bridge(bridge)?;
     let mut socket = Rtnetlink::open().map_err(NetworkError::Prepare)?;
     sysctl::ensure("net/ipv4/ip_forward", "1").map_err(NetworkError::Setting)?;
-    // For 127.0.0.1:NODE-PORT; the table's guard keeps containers from using it.
-    sysctl::ensure(&format!("net/ipv4/conf/{bridge}/route_localnet"), "1").map_err(NetworkError::Setting)?;
     let mut batch = Batch::default();
     batch.set_up(LOOPBACK);
     // The route lets a node without a default route connect to cluster IPs; rules send the packets elsewhere. The DNS

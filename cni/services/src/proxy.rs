@@ -11,23 +11,29 @@
 //! anew (a restart of the daemon). `externalTrafficPolicy: Local` applies to clients inside the cluster as well.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use cni_netlink::Rtnetlink;
 use cni_netlink::conntrack::Conntrack;
 use cni_netlink::nft::{Element, Family, NftError, Nftables, Transaction, Value};
 use cni_netlink::rtnetlink::RtnetlinkError;
 use cni_netlink::socket::SocketError;
+use cni_netlink::sysctl::{self, SysctlError};
 use cni_spec::Cidr;
 
+use tracing::warn;
+
 use crate::catalog::{Entry, ServiceName};
+use crate::counts;
 
 pub mod desired;
 pub mod elements;
 mod layout;
+pub mod surroundings;
 
 use desired::{Changes, Desired};
-use elements::{Key, SetKind, Target, ports_of};
+use elements::{Key, Plan, SetKind, Target, ports_of};
+use surroundings::{Conflict, Surroundings};
 
 const UDP: u8 = 17;
 
@@ -43,6 +49,9 @@ pub enum ProxyError {
     /// Own addresses could not be read.
     #[error("list this node's addresses")]
     Addresses(#[source] RtnetlinkError),
+    /// A kernel setting.
+    #[error("let the node reach node ports at 127.0.0.1")]
+    Setting(#[source] SysctlError),
 }
 
 /// What the rules depend on.
@@ -54,12 +63,16 @@ pub struct Settings {
     pub bridge: String,
     /// All cluster IPs.
     pub service_cidr: Cidr,
+    /// All pods of all nodes.
+    pub cluster_cidr: Cidr,
     /// The cluster IP that is served on this node itself.
     pub dns_address: IpAddr,
     /// This node's name.
     pub node_name: String,
     /// Addresses of this node that the kernel may not know.
     pub node_ips: Vec<IpAddr>,
+    /// Where the node's own parts listen, or will: no Service takes traffic from there.
+    pub reserved: Vec<SocketAddr>,
 }
 
 /// The table and what is wanted in it.
@@ -69,19 +82,59 @@ pub struct Proxy {
     desired: Desired,
     /// The kernel has what `desired` says it has.
     is_in_step: bool,
+    /// Looked at once for all Services that are taken together.
+    surroundings: Option<Surroundings>,
+    conflicts: HashMap<ServiceName, Vec<Conflict>>,
 }
 
 impl Proxy {
     /// Nothing wanted yet, nothing known of the kernel.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, desired: Desired::default(), is_in_step: false }
+        Self { settings, desired: Desired::default(), is_in_step: false, surroundings: None, conflicts: HashMap::new() }
     }
 
-    /// Notes what one Service needs now.
+    /// Notes what one Service needs now. What it may not have is told once, as long as that stays so.
     pub fn set(&mut self, name: &ServiceName, entry: Option<&Entry>) {
-        let items = entry.map(|entry| elements::plan(name, entry, &self.settings)).unwrap_or_default();
-        self.desired.replace(name, items);
+        let nothing = Surroundings::default();
+        let Plan { items, conflicts } = match entry {
+            None => Plan::default(),
+            Some(entry) if elements::looks_around(entry) => {
+                let surroundings = self.surroundings.get_or_insert_with(Surroundings::look);
+                elements::plan(entry, &self.settings, surroundings)
+            }
+            Some(entry) => elements::plan(entry, &self.settings, &nothing),
+        };
+        self.tell(name, conflicts);
+        let made = entry.and_then(|entry| entry.service.as_ref()?.metadata.creation_timestamp.as_ref());
+        // Without a time it is the youngest.
+        let created = made.map_or(i64::MAX, |time| time.0.as_second());
+        self.desired.replace(name, created, items);
+    }
+
+    fn tell(&mut self, name: &ServiceName, conflicts: Vec<Conflict>) {
+        let known = self.conflicts.remove(name).unwrap_or_default();
+        for conflict in conflicts.iter().filter(|conflict| !known.contains(conflict)) {
+            let (namespace, name) = (&name.namespace, &name.name);
+            warn!(namespace, name, reason = %conflict, "a way into a Service is not programmed");
+            counts::CONFLICTS.add();
+        }
+        if !conflicts.is_empty() {
+            self.conflicts.insert(name.clone(), conflicts);
+        }
+    }
+
+    /// What is not programmed, and why.
+    #[must_use]
+    pub fn conflicts(&self) -> &HashMap<ServiceName, Vec<Conflict>> {
+        &self.conflicts
+    }
+
+    /// Services whose conflict may be over: planning them again tells.
+    #[must_use]
+    pub fn passing_conflicts(&self) -> Vec<ServiceName> {
+        let passing = self.conflicts.iter().filter(|(_, all)| all.iter().any(Conflict::may_pass));
+        passing.map(|(name, _)| name.clone()).collect()
     }
 
     /// Brings the kernel into step: the differences when it was before, everything anew when not. Blocks.
@@ -89,6 +142,7 @@ impl Proxy {
     /// # Errors
     /// [`ProxyError`]; calling again later makes the table anew.
     pub fn apply(&mut self) -> Result<(), ProxyError> {
+        self.surroundings = None;
         let changes = self.desired.changes();
         if self.is_in_step && changes.is_empty() {
             return Ok(());
@@ -105,7 +159,21 @@ impl Proxy {
         let stale = if is_updated { changes.targets() } else { self.desired.wanted_targets() };
         self.desired.commit();
         self.is_in_step = true;
+        self.open_loopback()?;
         self.forget_connections(&stale)
+    }
+
+    /// 127.0.0.1:NODE-PORT leaves by the bridge and comes back by it. On only where there is a node port, and only once the
+    /// table's guard, which keeps everybody else from using this, is in the kernel.
+    fn open_loopback(&self) -> Result<(), ProxyError> {
+        if !self.desired.has_node_ports() {
+            return Ok(());
+        }
+        match sysctl::ensure(&format!("net/ipv4/conf/{}/route_localnet", self.settings.bridge), "1") {
+            // No bridge now; whoever makes it anew asks again.
+            Ok(()) | Err(SysctlError::Missing(_)) => Ok(()),
+            Err(error) => Err(ProxyError::Setting(error)),
+        }
     }
 
     /// The steps from what is to what is wanted.

@@ -101,9 +101,12 @@ impl Parts {
                 bridge: instance.bridge.clone(),
                 leases_dir: layout.run.join("leases"),
                 bridge_options: bridge_options.map(|(key, value)| (key.to_owned(), value)).into_iter().collect(),
-                chained: vec![
-                    json!({"type": "portmap", "capabilities": {"portMappings": true}, "table": instance.name}),
-                ],
+                chained: vec![json!({
+                    "type": "portmap",
+                    "capabilities": {"portMappings": true},
+                    "table": instance.name,
+                    "reserved": self.own_sockets(),
+                })],
             }),
             timeout: CNI_TIMEOUT,
         };
@@ -112,6 +115,13 @@ impl Parts {
         config.cgroup_root = instance.cgroup_root();
         config.images.registries_dir = Some(layout.config.join("registries.d"));
         config
+    }
+
+    /// Where the node's parts listen: neither a Service nor a host port takes traffic from there.
+    fn own_sockets(&self) -> Vec<SocketAddr> {
+        let instance = &self.instance;
+        let any = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+        vec![any(instance.api_port), any(instance.kubelet_port), SocketAddr::new(instance.dns_ip().into(), 53)]
     }
 
     /// The first node's part of the pod network.
@@ -143,6 +153,7 @@ impl Parts {
             client,
             node_name: instance.node_name.clone(),
             node_ips: vec![instance.node_ip.into()],
+            reserved: self.own_sockets(),
             table: instance.name.clone(),
             bridge: instance.bridge.clone(),
             cluster_cidr: cni_cidr(instance.pod_cidr),

@@ -77,6 +77,14 @@ pub enum CtKey {
     Status,
 }
 
+/// Parts of the first packet's addresses as conntrack keeps them (`enum nft_ct_keys`), whatever was translated since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum CtTuple {
+    Ip4Destination,
+    DestinationPort,
+}
+
 /// Header fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names nft uses")]
@@ -153,6 +161,11 @@ pub enum Expression {
     },
     Ct {
         key: CtKey,
+        to: Register,
+    },
+    /// Of the direction in which the connection was begun.
+    CtOriginal {
+        key: CtTuple,
         to: Register,
     },
     /// Route type of an address (`RTN_*`).
@@ -244,7 +257,7 @@ impl Expression {
         match self {
             Self::Meta { .. } => "meta",
             Self::Payload { .. } => "payload",
-            Self::Ct { .. } => "ct",
+            Self::Ct { .. } | Self::CtOriginal { .. } => "ct",
             Self::FibType { .. } => "fib",
             Self::Compare { .. } => "cmp",
             Self::Bitwise { .. } => "bitwise",
@@ -282,6 +295,14 @@ impl Expression {
                     CtKey::Status => 2,
                 };
                 data.put_u32_be(1, to.number()).put_u32_be(2, key);
+            }
+            Self::CtOriginal { key, to } => {
+                const ORIGINAL: u8 = 0;
+                let key = match key {
+                    CtTuple::DestinationPort => 12,
+                    CtTuple::Ip4Destination => 20,
+                };
+                data.put_u32_be(1, to.number()).put_u32_be(2, key).put(3, &[ORIGINAL]);
             }
             Self::FibType { address, to } => {
                 const ADDRESS_TYPE: u32 = 3;

@@ -4,7 +4,7 @@
 //! by creating first. Elements are packed into as few messages as the 64 KiB limit of an attribute allows.
 
 use crate::attributes::Attributes;
-use crate::socket::{Outgoing, nfgenmsg};
+use crate::socket::{Netfilter, Outgoing, nfgenmsg};
 
 use super::expression::{Expression, Verdict};
 use super::{Family, SUBSYSTEM, message};
@@ -130,7 +130,7 @@ impl Element {
 #[derive(Debug)]
 pub struct Transaction {
     family: Family,
-    outgoing: Outgoing,
+    outgoing: Outgoing<Netfilter>,
     sets: u32,
 }
 
@@ -317,7 +317,7 @@ impl Transaction {
     }
 
     /// The bytes to send; `None` when there is nothing to do.
-    pub(super) fn finish(mut self) -> Option<Outgoing> {
+    pub(super) fn finish(mut self) -> Option<Outgoing<Netfilter>> {
         if self.is_empty() {
             return None;
         }

@@ -18,7 +18,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Outgoing, encode};
+use super::{Outgoing, Route, encode};
 
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_EXCL: u16 = 0x200;
@@ -111,7 +111,7 @@ impl NewRoute {
 /// Changes in the order they are to happen.
 #[derive(Debug, Default)]
 pub struct Batch {
-    pub(super) outgoing: Outgoing,
+    pub(super) outgoing: Outgoing<Route>,
 }
 
 impl Batch {
@@ -149,16 +149,30 @@ impl Batch {
 
     /// Settings of a bridge's port, by name: it may have been created in this same batch.
     pub fn set_port(&mut self, name: &str, change: PortChange) -> &mut Self {
+        self.set_labelled_port(name, change, None)
+    }
+
+    /// The same, and a remark (`IFLA_IFALIAS`, 255 bytes at most) that stays with the link.
+    pub fn set_labelled_port(&mut self, name: &str, change: PortChange, alias: Option<&str>) -> &mut Self {
         let mut settings = Vec::new();
         settings.extend(change.hairpin.map(InfoBridgePort::HairpinMode));
         settings.extend(change.isolated.map(InfoBridgePort::Isolated));
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(settings)),
         ]));
         self.push(format!("set bridge port {name}"), &RouteNetlinkMessage::NewLink(message), 0, &[])
+    }
+
+    /// Makes a link a port of a bridge.
+    pub fn attach(&mut self, index: u32, bridge: u32) -> &mut Self {
+        let mut message = up();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Controller(bridge));
+        self.push(format!("attach link {index} to bridge {bridge}"), &RouteNetlinkMessage::SetLink(message), 0, GONE)
     }
 
     /// Brings a link up.

@@ -104,3 +104,29 @@ fn a_refused_transaction_changes_nothing_and_names_the_step() {
     delete.delete_elements("t", "services", [missing]);
     assert_eq!(nft.apply(delete).unwrap_err().errno(), Some(libc::ENOENT));
 }
+
+#[test]
+fn who_listens_hears_of_changes_by_others() {
+    use cni_netlink::monitor::{Gone, Heard, Object, RouteMonitor, TableMonitor};
+    let namespace = Namespace::create().unwrap();
+    let mut tables = namespace.within(TableMonitor::open).unwrap().unwrap();
+    let mut routes = namespace.within(RouteMonitor::open).unwrap().unwrap();
+    assert_eq!((tables.hear().unwrap(), routes.hear().unwrap()), (None, None), "nothing yet, and no waiting");
+    let mut transaction = Transaction::new(Family::Inet);
+    transaction.add_table("t").remove_table("t");
+    Nftables::open_in(&namespace).unwrap().apply(transaction).unwrap();
+    let mut heard = Vec::new();
+    while let Some(Heard::Changes(changes)) = tables.hear().unwrap() {
+        heard.extend(changes);
+    }
+    let of_table = heard.iter().filter(|change| change.is_of(Family::Inet, "t") && change.object == Object::Table);
+    assert!(of_table.clone().any(|change| !change.is_removal) && of_table.clone().any(|change| change.is_removal));
+
+    let mut links = cni_netlink::Rtnetlink::open_in(&namespace).unwrap();
+    links.apply(cni_netlink::Batch::default().create_bridge("b", None, None).delete_link("b")).unwrap();
+    let mut heard = Vec::new();
+    while let Some(Heard::Changes(changes)) = routes.hear().unwrap() {
+        heard.extend(changes);
+    }
+    assert!(heard.contains(&Gone::Link("b".into())), "{heard:?}");
+}

@@ -2,11 +2,11 @@
 //!
 //!     prerouting, output: to a local address -> map (address . ) protocol . port -> container
 //!     postrouting: a container reaching itself, and the node's own 127.0.0.1, get the node's address
-//!     raw: packets to 127.0.0.0/8 from elsewhere are dropped, because route_localnet would let them in
+//!     raw: packets to or as 127.0.0.0/8 from elsewhere are dropped, because route_localnet would let them in
 
 use cni_netlink::nft::{
-    ChainKind, Compare, CtKey, DataKind, Expression, Family, FibAddress, Hook, Meta, NftError, Nftables, Payload,
-    Policy, Register, Set, SetData, Transaction, Verdict,
+    ChainKind, Compare, CtKey, DataKind, Expression, Family, FibAddress, FoundChain, Hook, Meta, NftError, Nftables,
+    Payload, Policy, Register, Set, SetData, Transaction, Verdict,
 };
 
 pub(super) const PORTS: &str = "ports";
@@ -14,14 +14,20 @@ pub(super) const AT: &str = "ports-at";
 pub(super) const HAIRPIN: &str = "ports-hairpin";
 const CHAINS: [(&str, Hook, i32); 2] = [("ports-in", Hook::Prerouting, -95), ("ports-out", Hook::Output, -95)];
 const POST: &str = "ports-post";
-const GUARD: &str = "ports-guard";
+/// An earlier version's is called `ports-guard`: where only that is, the layout is made anew.
+const GUARD: &str = "ports-loopback";
+const GUARD_RULES: u32 = 2;
 const TARGET: [DataKind; 2] = [DataKind::Ipv4, DataKind::Port];
 const RTN_LOCAL: u32 = 2;
 const STATUS_DNAT: u32 = 1 << 5;
 
 /// Adds the layout to the transaction unless it is there.
 pub(super) fn ensure(nft: &mut Nftables, transaction: &mut Transaction, table: &str) -> Result<(), NftError> {
-    if nft.chain(Family::Inet, table, GUARD)?.is_some() {
+    // Somebody may have flushed the table: chains without rules lead nowhere.
+    let has_rules = |found: Option<FoundChain>, rules| found.is_some_and(|chain| chain.uses == rules);
+    if has_rules(nft.chain(Family::Inet, table, GUARD)?, GUARD_RULES)
+        && has_rules(nft.chain(Family::Inet, table, CHAINS[0].0)?, 2)
+    {
         return Ok(());
     }
     let set = |name, key, data| Set { name, key, data, is_dynamic: false };
@@ -32,14 +38,19 @@ pub(super) fn ensure(nft: &mut Nftables, transaction: &mut Transaction, table: &
         .add_set(table, &set(HAIRPIN, &[DataKind::Ipv4, DataKind::Ipv4], SetData::Nothing));
     for (chain, hook, priority) in CHAINS {
         transaction.add_base_chain(table, chain, ChainKind::Nat, (hook, priority, Policy::Accept), &[]);
+        transaction.flush_chain(table, chain);
         transaction.add_rule(table, chain, &at_address());
         transaction.add_rule(table, chain, &at_any());
     }
     transaction.add_base_chain(table, POST, ChainKind::Nat, (Hook::Postrouting, 95, Policy::Accept), &[]);
     let [own, local] = post();
+    transaction.flush_chain(table, POST);
     transaction.add_rule(table, POST, &own).add_rule(table, POST, &local);
     transaction.add_base_chain(table, GUARD, ChainKind::Filter, (Hook::Prerouting, -110, Policy::Accept), &[]);
-    transaction.add_rule(table, GUARD, &guard());
+    transaction.flush_chain(table, GUARD);
+    for field in [Payload::Ip4Destination, Payload::Ip4Source] {
+        transaction.add_rule(table, GUARD, &guard(field));
+    }
     Ok(())
 }
 
@@ -118,10 +129,13 @@ fn post() -> [Vec<Expression>; 2] {
 }
 
 /// Before NAT, so an answer to the node's own connection still carries the node's address here.
-fn guard() -> Vec<Expression> {
+fn guard(field: Payload) -> Vec<Expression> {
+    let mut own = b"lo".to_vec();
+    own.resize(16, 0);
     let mut rule = ipv4().to_vec();
-    rule.extend(loopback(Payload::Ip4Destination, Compare::Equal));
-    rule.extend(loopback(Payload::Ip4Source, Compare::NotEqual));
+    rule.push(Expression::Meta { key: Meta::IifName, to: Register(0) });
+    rule.push(Expression::Compare { register: Register(0), how: Compare::NotEqual, value: own });
+    rule.extend(loopback(field, Compare::Equal));
     rule.push(Expression::Verdict(Verdict::Drop));
     rule
 }

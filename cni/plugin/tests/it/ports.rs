@@ -94,3 +94,60 @@ fn gc_frees_host_ports() {
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].comment.as_deref(), Some("kept eth0"));
 }
+
+#[test]
+fn a_port_that_the_node_listens_on_is_refused() {
+    let host = Host::new();
+    let reserved = json!({"cniVersion": "1.0.0", "name": "test", "plugins": [
+        host.list("1.0.0").plugins[0].object(),
+        {"type": "portmap", "capabilities": {"portMappings": true}, "reserved": ["0.0.0.0:10250", "10.43.0.10:53"]}]});
+    let list = cni_spec::ConfigList::parse(reserved.to_string().as_bytes()).unwrap();
+    serve_tcp(&host.namespace, 6443);
+    let bind = || std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 5432)).unwrap();
+    let _local = host.namespace.within(bind).unwrap();
+    serve_udp(&host.namespace, 53);
+    let node = HOST_OUTSIDE.to_string();
+    let mut number = 0;
+    let mut check = |mapping: Value, refused: bool| {
+        number += 1;
+        let pod = host.pod_with(&format!("p{number}"), mappings(&json!([mapping])));
+        let outcome = host.add(&list, &pod);
+        assert_eq!(outcome.is_err(), refused, "{mapping}: {outcome:?}");
+        if let Err(error) = outcome {
+            assert!(format!("{error:?}").contains("this node itself listens on"), "{error:?}");
+        }
+        host.del(&list, &pod, None);
+    };
+    check(json!({"hostPort": 6443, "containerPort": 80, "protocol": "tcp"}), true);
+    check(json!({"hostPort": 6443, "containerPort": 80, "protocol": "tcp", "hostIP": node}), true);
+    check(json!({"hostPort": 6443, "containerPort": 80, "protocol": "udp"}), false);
+    check(json!({"hostPort": 5432, "containerPort": 80, "protocol": "tcp"}), true);
+    check(json!({"hostPort": 5432, "containerPort": 80, "protocol": "tcp", "hostIP": node}), false);
+    check(json!({"hostPort": 53, "containerPort": 80, "protocol": "udp"}), true);
+    check(json!({"hostPort": 53, "containerPort": 80, "protocol": "tcp"}), true);
+    check(json!({"hostPort": 53, "containerPort": 80, "protocol": "tcp", "hostIP": node}), false);
+    check(json!({"hostPort": 10250, "containerPort": 80, "protocol": "tcp"}), true);
+    check(json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}), false);
+    assert_eq!(ask_tcp(&host.outside, (HOST_OUTSIDE.into(), 6443)).unwrap(), "192.0.2.2", "the node still answers");
+    assert!(host.leases().is_empty());
+}
+
+#[test]
+fn a_flushed_table_is_filled_again_by_the_next_pod() {
+    let host = Host::new();
+    let list = host.list("1.0.0");
+    let port = |number: u16| mappings(&json!([{"hostPort": number, "containerPort": 80, "protocol": "tcp"}]));
+    let (first, second) = (host.pod_with("first", port(81)), host.pod_with("second", port(82)));
+    host.add(&list, &first).unwrap();
+    serve_tcp(&first.namespace, 80);
+    let mut transaction = cni_netlink::nft::Transaction::new(Family::Inet);
+    for chain in ["ports-in", "ports-out", "ports-post", "ports-loopback", "masquerade-test"] {
+        transaction.flush_chain("sampan-cni", chain);
+    }
+    Nftables::open_in(&host.namespace).unwrap().apply(transaction).unwrap();
+    host.add(&list, &second).unwrap();
+    serve_tcp(&second.namespace, 80);
+    for port in [81, 82] {
+        ask_tcp(&host.outside, (HOST_OUTSIDE.into(), port)).unwrap();
+    }
+}

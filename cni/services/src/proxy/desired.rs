@@ -1,7 +1,8 @@
 //! What all Services together want, what the kernel has, and the difference. Pure.
 //!
 //! Several Services may want the same element (a pod behind two Services, two Services with one external address);
-//! every claim is kept and the first Service by name wins, so the outcome does not depend on the order of events.
+//! every claim is kept and the oldest Service wins, by name among those of one second: the outcome does not depend on the
+//! order of events, and nobody takes an address from who had it before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -9,11 +10,14 @@ use std::net::Ipv4Addr;
 use super::elements::{Chain, Item, Key, SetKind, Target};
 use crate::catalog::ServiceName;
 
+/// When the Service was made, in seconds since 1970, and its name: the smallest wins.
+type Claim = (i64, ServiceName);
+
 /// Claims and what is installed.
 #[derive(Debug, Default)]
 pub struct Desired {
-    claims: HashMap<Key, BTreeMap<ServiceName, Target>>,
-    by_owner: HashMap<ServiceName, Vec<Key>>,
+    claims: HashMap<Key, BTreeMap<Claim, Target>>,
+    by_owner: HashMap<ServiceName, (i64, Vec<Key>)>,
     installed: HashMap<Key, Target>,
     /// How many installed elements lead to each chain.
     installed_chains: HashMap<Chain, usize>,
@@ -44,31 +48,40 @@ impl Changes {
     #[must_use]
     pub fn targets(&self) -> HashSet<Key> {
         let all = self.removed.iter().chain(&self.added).map(|(key, _)| key);
-        all.filter(|key| key.set != SetKind::Hairpin && key.set != SetKind::AffinityLive).cloned().collect()
+        all.filter(|key| !is_note(key.set)).cloned().collect()
     }
 }
 
 impl Desired {
-    /// Replaces all that one Service wants.
-    pub fn replace(&mut self, owner: &ServiceName, items: Vec<Item>) {
-        for key in self.by_owner.remove(owner).unwrap_or_default() {
-            if let Some(claims) = self.claims.get_mut(&key) {
-                claims.remove(owner);
-                if claims.is_empty() {
-                    self.claims.remove(&key);
+    /// Replaces all that one Service, made at `created`, wants.
+    pub fn replace(&mut self, owner: &ServiceName, created: i64, items: Vec<Item>) {
+        if let Some((created, keys)) = self.by_owner.remove(owner) {
+            let claim = (created, owner.clone());
+            for key in keys {
+                if let Some(claims) = self.claims.get_mut(&key) {
+                    claims.remove(&claim);
+                    if claims.is_empty() {
+                        self.claims.remove(&key);
+                    }
                 }
+                self.touched.insert(key);
             }
-            self.touched.insert(key);
         }
         let mut keys = Vec::with_capacity(items.len());
         for (key, target) in items {
             self.touched.insert(key.clone());
             keys.push(key.clone());
-            self.claims.entry(key).or_default().insert(owner.clone(), target);
+            self.claims.entry(key).or_default().insert((created, owner.clone()), target);
         }
         if !keys.is_empty() {
-            self.by_owner.insert(owner.clone(), keys);
+            self.by_owner.insert(owner.clone(), (created, keys));
         }
+    }
+
+    /// Whether a node port leads anywhere.
+    #[must_use]
+    pub fn has_node_ports(&self) -> bool {
+        self.installed_chains.iter().any(|(chain, count)| chain.is_node_port && *count > 0)
     }
 
     /// The difference since the last [`Desired::commit`].
@@ -136,7 +149,7 @@ impl Desired {
     /// Keys of all ways in, and of those without endpoints.
     #[must_use]
     pub fn wanted_targets(&self) -> HashSet<Key> {
-        let is_front = |key: &&Key| !matches!(key.set, SetKind::Hairpin | SetKind::AffinityLive | SetKind::Endpoints);
+        let is_front = |key: &&Key| !is_note(key.set) && key.set != SetKind::Endpoints;
         self.claims.keys().filter(is_front).cloned().collect()
     }
 
@@ -160,6 +173,11 @@ impl Desired {
     fn effective(&self, key: &Key) -> Option<&Target> {
         self.claims.get(key)?.values().next()
     }
+}
+
+/// Sets that say something about connections and lead none.
+fn is_note(set: SetKind) -> bool {
+    matches!(set, SetKind::Hairpin | SetKind::AffinityLive | SetKind::External | SetKind::NodePortFronts)
 }
 
 fn chain_counts(items: &[Item]) -> HashMap<Chain, usize> {

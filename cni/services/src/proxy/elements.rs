@@ -1,7 +1,9 @@
 //! One Service -> elements of sets. Pure; the order of its input does not matter.
 //!
 //! Which endpoints get traffic follows upstream's rules: the ready ones; when none is ready, those that still serve
-//! while they terminate; of these only this node's where the traffic policy says `Local`.
+//! while they terminate; of these only this node's where the traffic policy says `Local`. An address that means a
+//! machine itself or its link is no endpoint, and a way in that would take traffic from the node or from another
+//! Service is a [`Conflict`], never an element.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,7 +14,12 @@ use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::Settings;
-use crate::catalog::{Entry, ServiceName, cluster_addresses};
+use super::surroundings::{Conflict, Surroundings};
+use crate::catalog::{Entry, cluster_addresses};
+
+/// Services with one of these labels belong to another proxy, or to none (KEP-2447; `service.kubernetes.io/headless` is
+/// upstream's `IsHeadlessService`).
+const NOT_OURS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 
 const AFFINITY_SECONDS: i32 = 10_800;
 /// More endpoints than this share the traffic among the first ones; a map index must fit a chain each.
@@ -35,14 +42,20 @@ pub enum SetKind {
     AffinityLive,
     /// endpoint . endpoint: a container that reached itself.
     Hairpin,
+    /// address . protocol . port of ways in that are no cluster IP: whose connections are this table's.
+    External,
+    /// protocol . port of the node: the same.
+    NodePortFronts,
 }
 
 impl SetKind {
     /// In the order of changes.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Endpoints,
         Self::AffinityLive,
         Self::Hairpin,
+        Self::External,
+        Self::NodePortFronts,
         Self::Services,
         Self::NodePorts,
         Self::Refused,
@@ -60,6 +73,8 @@ impl SetKind {
             Self::RefusedNodePorts => "refused-node-ports",
             Self::AffinityLive => "affinity-live",
             Self::Hairpin => "hairpin",
+            Self::External => "external",
+            Self::NodePortFronts => "node-port-fronts",
         }
     }
 }
@@ -126,21 +141,42 @@ impl Target {
 /// An element.
 pub type Item = (Key, Target);
 
+/// What a Service needs, and what of it cannot be given.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// For the sets.
+    pub items: Vec<Item>,
+    /// Ways in that are somebody else's.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// Whether a plan of this Service depends on [`Surroundings`].
+#[must_use]
+pub fn looks_around(entry: &Entry) -> bool {
+    entry.service.as_deref().is_some_and(|service| {
+        let Some(spec) = &service.spec else { return false };
+        let has_node_port = spec.ports.iter().flatten().any(|port| port.node_port.is_some_and(|port| port != 0));
+        has_node_port || !external_addresses(service, spec).is_empty()
+    })
+}
+
 /// All elements of a Service.
 #[must_use]
-pub fn plan(_name: &ServiceName, entry: &Entry, settings: &Settings) -> Vec<Item> {
-    let mut items = Vec::new();
+pub fn plan(entry: &Entry, settings: &Settings, surroundings: &Surroundings) -> Plan {
+    let mut plan = Plan::default();
     let Some((service, spec)) = entry.service.as_deref().and_then(|service| Some((service, service.spec.as_ref()?)))
     else {
-        return items;
+        return plan;
     };
-    if spec.type_.as_deref() == Some("ExternalName") || service.metadata.deletion_timestamp.is_some() {
-        return items;
+    let labels = service.metadata.labels.iter().flatten();
+    let is_ours = !labels.map(|(label, _)| label.as_str()).any(|label| NOT_OURS.contains(&label));
+    if !is_ours || spec.type_.as_deref() == Some("ExternalName") || service.metadata.deletion_timestamp.is_some() {
+        return plan;
     }
     for port in spec.ports.iter().flatten() {
-        plan_port(&mut items, entry, service, spec, port, settings);
+        plan_port(&mut plan, entry, service, spec, port, (settings, surroundings));
     }
-    items
+    plan
 }
 
 /// A way in: where, and which endpoints it leads to.
@@ -155,12 +191,12 @@ struct Front<'a> {
 }
 
 fn plan_port(
-    items: &mut Vec<Item>,
+    plan: &mut Plan,
     entry: &Entry,
     service: &Service,
     spec: &ServiceSpec,
     port: &ServicePort,
-    settings: &Settings,
+    (settings, surroundings): (&Settings, &Surroundings),
 ) {
     let protocol = match port.protocol.as_deref() {
         None | Some("TCP") => 6,
@@ -184,22 +220,46 @@ fn plan_port(
         otherwise,
     };
     for address in v4(cluster_addresses(service)) {
-        if settings.dns_address != address {
-            front(address, false, number, inside_local, Target::Refuse).plan(items, affinity);
+        if settings.dns_address != address && may_be_endpoint(address) {
+            front(address, false, number, inside_local, Target::Refuse).plan(&mut plan.items, affinity);
         }
     }
     // Upstream: a node without an endpoint stays silent, so that a load balancer tries another one.
     let nothing_here = || if outside_local && !all.is_empty() { Target::Drop } else { Target::Refuse };
     for address in external_addresses(service, spec) {
-        front(address, false, number, outside_local, nothing_here()).plan(items, affinity);
+        match surroundings.external(settings, address, protocol, number) {
+            Some(conflict) => plan.conflicts.push(conflict),
+            None => {
+                let items = &mut plan.items;
+                front(address, false, number, outside_local, nothing_here()).plan(items, affinity);
+                let bytes = key_bytes(address, protocol, number);
+                items.push((Key { set: SetKind::External, bytes }, Target::Member));
+            }
+        }
     }
     if let Some(node_port) = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0) {
-        front(Ipv4Addr::UNSPECIFIED, true, node_port, outside_local, nothing_here()).plan(items, affinity);
+        match surroundings.node_port(settings, protocol, node_port) {
+            Some(conflict) => plan.conflicts.push(conflict),
+            None => {
+                let items = &mut plan.items;
+                front(Ipv4Addr::UNSPECIFIED, true, node_port, outside_local, nothing_here()).plan(items, affinity);
+                let bytes = key_bytes(Ipv4Addr::UNSPECIFIED, protocol, node_port)[4..].to_vec();
+                items.push((Key { set: SetKind::NodePortFronts, bytes }, Target::Member));
+            }
+        }
     }
     for (address, _) in &all {
         let bytes = [address.octets(), address.octets()].concat();
-        items.push((Key { set: SetKind::Hairpin, bytes }, Target::Member));
+        plan.items.push((Key { set: SetKind::Hairpin, bytes }, Target::Member));
     }
+}
+
+/// Not the machine that looks, not its link, not everybody: upstream's validation refuses the same, and what came in before
+/// it did, or by another way, must not lead to what listens on the node's loopback (CVE-2020-8558's class).
+#[must_use]
+pub fn may_be_endpoint(address: Ipv4Addr) -> bool {
+    let is_reserved = address.octets()[0] == 0 || address.octets()[0] >= 240;
+    !(is_reserved || address.is_loopback() || address.is_link_local() || address.is_multicast())
 }
 
 impl Front<'_> {
@@ -240,6 +300,7 @@ fn endpoints(entry: &Entry, spec: &ServiceSpec, port: &ServicePort, node: Option
                 continue;
             }
             let addresses = endpoint.addresses.iter().filter_map(|text| text.parse::<Ipv4Addr>().ok());
+            let addresses = addresses.filter(|address| may_be_endpoint(*address));
             let pairs = addresses.map(|address| (address, number));
             if is_ready(endpoint) || publish_all {
                 ready.extend(pairs);
@@ -259,7 +320,7 @@ fn slice_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
         candidate.name.as_deref().unwrap_or_default() == name
             && candidate.protocol.as_deref().unwrap_or("TCP") == protocol
     })?;
-    u16::try_from(found.port?).ok()
+    u16::try_from(found.port?).ok().filter(|port| *port != 0)
 }
 
 /// EndpointSlice: an unknown condition counts as ready.
@@ -313,7 +374,8 @@ fn endpoint_bytes(address: Ipv4Addr, port: u16) -> [u8; 8] {
 #[must_use]
 pub fn ports_of(key: &Key) -> (Ipv4Addr, u8, u16) {
     let byte = |index: usize| key.bytes.get(index).copied().unwrap_or_default();
-    let shift = if matches!(key.set, SetKind::NodePorts | SetKind::RefusedNodePorts) { 0 } else { 4 };
+    let has_address = !matches!(key.set, SetKind::NodePorts | SetKind::RefusedNodePorts | SetKind::NodePortFronts);
+    let shift = if has_address { 4 } else { 0 };
     let address = if shift == 0 { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::new(byte(0), byte(1), byte(2), byte(3)) };
     (address, byte(shift), u16::from_be_bytes([byte(shift + 4), byte(shift + 5)]))
 }

@@ -3,14 +3,16 @@
 use std::net::IpAddr;
 
 use cni_netlink::nft::{
-    ChainKind, Compare, CtKey, DataKind, Dynset, Expression, FibAddress, Hook, Meta, Payload, Policy, Register, Reject,
-    Set, SetData, Transaction, Verdict,
+    ChainKind, Compare, CtKey, CtTuple, DataKind, Dynset, Expression, FibAddress, Hook, Meta, Payload, Policy,
+    Register, Reject, Set, SetData, Transaction, Verdict,
 };
 
 use super::Settings;
 use super::elements::{Chain, SetKind};
 
 const AFFINITY: &str = "affinity";
+/// What came from elsewhere and leaves to elsewhere, translated.
+const THROUGH: &str = "through";
 const FRONT: [DataKind; 3] = [DataKind::Ipv4, DataKind::Protocol, DataKind::Port];
 const ENDPOINT: [DataKind; 2] = [DataKind::Ipv4, DataKind::Port];
 const RTN_LOCAL: u32 = 2;
@@ -36,6 +38,10 @@ pub(super) fn add_table(transaction: &mut Transaction, settings: &Settings) {
     }
     // Before the usual source NAT at 100: what Services need is decided first.
     transaction.add_base_chain(table, "nat-postrouting", ChainKind::Nat, (Hook::Postrouting, 95, Policy::Accept), &[]);
+    transaction.add_chain(table, THROUGH);
+    for rule in through(settings) {
+        transaction.add_rule(table, THROUGH, &rule);
+    }
     for rule in source_nat(&settings.bridge) {
         transaction.add_rule(table, "nat-postrouting", &rule);
     }
@@ -53,19 +59,23 @@ pub(super) fn add_table(transaction: &mut Transaction, settings: &Settings) {
             transaction.add_rule(table, chain, &[is_new(), unknown_service(settings)].concat());
         }
     }
-    // 127.0.0.1 is reachable through the bridge for answers only (route_localnet, see `network.rs`): CVE-2020-8558.
+    // 127.0.0.1 is reachable through the bridge for answers only (route_localnet, see `proxy.rs`): CVE-2020-8558. Nobody
+    // outside this machine speaks to or as 127.0.0.0/8.
     transaction.add_base_chain(table, "guard", ChainKind::Filter, (Hook::Prerouting, -110, Policy::Accept), &[]);
-    let loopback = |field, how| {
-        [
-            Expression::Payload { field, to: Register(0) },
-            Expression::Compare { register: Register(0), how, value: vec![127] },
-        ]
-    };
-    let mut guard = ipv4();
-    guard.extend(loopback(Payload::Ip4Destination, Compare::Equal));
-    guard.extend(loopback(Payload::Ip4Source, Compare::NotEqual));
-    guard.push(Expression::Verdict(Verdict::Drop));
-    transaction.add_rule(table, "guard", &guard);
+    for field in [Payload::Ip4Destination, Payload::Ip4Source] {
+        let mut guard = ipv4();
+        guard.extend(link(Meta::IifName, Compare::NotEqual, "lo"));
+        guard.extend([Expression::Payload { field, to: Register(0) }, Expression::equals(Register(0), [127])]);
+        guard.push(Expression::Verdict(Verdict::Drop));
+        transaction.add_rule(table, "guard", &guard);
+    }
+}
+
+/// Whether the packet came or goes by this link.
+fn link(key: Meta, how: Compare, name: &str) -> [Expression; 2] {
+    let mut value = name.as_bytes().to_vec();
+    value.resize(16, 0);
+    [Expression::Meta { key, to: Register(0) }, Expression::Compare { register: Register(0), how, value }]
 }
 
 fn add_sets(transaction: &mut Transaction, table: &str) {
@@ -78,6 +88,8 @@ fn add_sets(transaction: &mut Transaction, table: &str) {
             SetKind::Endpoints => (&with_index, SetData::Fields(&ENDPOINT)),
             SetKind::AffinityLive => (&with_endpoint, SetData::Nothing),
             SetKind::Hairpin => (&[DataKind::Ipv4, DataKind::Ipv4], SetData::Nothing),
+            SetKind::External => (&FRONT, SetData::Nothing),
+            SetKind::NodePortFronts => (&FRONT[1..], SetData::Nothing),
         };
         transaction.add_set(table, &Set { name: kind.name(), key, data, is_dynamic: false });
     }
@@ -185,18 +197,14 @@ fn masked(key: CtKey, bit: u32) -> Vec<Expression> {
 
 /// A cluster IP or port nobody has: refused, where it would otherwise wander to the default route.
 fn unknown_service(settings: &Settings) -> Vec<Expression> {
-    let (IpAddr::V4(first), IpAddr::V4(last)) = (settings.service_cidr.first(), settings.service_cidr.last()) else {
-        // `network::ensure` refuses other families.
-        return ipv4();
-    };
-    let mask = (!(first.to_bits() ^ last.to_bits())).to_be_bytes().to_vec();
+    let Some((mask, network)) = service_network(settings) else { return ipv4() };
     let mut rule = ipv4();
     rule.push(Expression::Payload { field: Payload::Ip4Destination, to: Register(0) });
     if let IpAddr::V4(dns) = settings.dns_address {
         rule.push(Expression::Compare { register: Register(0), how: Compare::NotEqual, value: dns.octets().to_vec() });
     }
     rule.push(Expression::Bitwise { from: Register(0), to: Register(0), mask, xor: vec![0; 4] });
-    rule.push(Expression::equals(Register(0), first.octets()));
+    rule.push(Expression::equals(Register(0), network));
     rule.push(Expression::Verdict(Verdict::Goto("refuse".into())));
     rule
 }
@@ -228,20 +236,11 @@ fn source_nat(bridge: &str) -> Vec<Vec<Expression>> {
         first_byte(Payload::Ip4Destination, Compare::NotEqual),
         vec![Expression::Masquerade],
     ];
-    let mut name = bridge.as_bytes().to_vec();
-    name.resize(16, 0);
-    let not_by = |key| {
-        let value = name.clone();
-        vec![
-            Expression::Meta { key, to: Register(0) },
-            Expression::Compare { register: Register(0), how: Compare::NotEqual, value },
-        ]
-    };
     let through = [
         ipv4(),
         dnat(),
-        not_by(Meta::IifName),
-        not_by(Meta::OifName),
+        link(Meta::IifName, Compare::NotEqual, bridge).to_vec(),
+        link(Meta::OifName, Compare::NotEqual, bridge).to_vec(),
         vec![
             Expression::FibType { address: FibAddress::Source, to: Register(0) },
             Expression::Compare {
@@ -249,8 +248,49 @@ fn source_nat(bridge: &str) -> Vec<Vec<Expression>> {
                 how: Compare::NotEqual,
                 value: RTN_LOCAL.to_ne_bytes().to_vec(),
             },
-            Expression::Masquerade,
+            Expression::jump(THROUGH),
         ],
     ];
     vec![hairpin.concat(), loopback.concat(), through.concat()]
+}
+
+/// Others on this host translate too (published ports of other container engines, another instance): only what was sent to
+/// a cluster IP, an external address or a node port of ours was translated here.
+fn through(settings: &Settings) -> Vec<Vec<Expression>> {
+    let original = |key, to| Expression::CtOriginal { key, to: Register(to) };
+    let mut rules = Vec::new();
+    if let Some((mask, network)) = service_network(settings) {
+        rules.push(vec![
+            original(CtTuple::Ip4Destination, 0),
+            Expression::Bitwise { from: Register(0), to: Register(0), mask, xor: vec![0; 4] },
+            Expression::equals(Register(0), network),
+            Expression::Masquerade,
+        ]);
+    }
+    let in_set = |kind: SetKind| Expression::InSet { set: kind.name().into(), key: Register(0), inverted: false };
+    rules.push(vec![
+        original(CtTuple::Ip4Destination, 0),
+        Expression::Meta { key: Meta::L4Proto, to: Register(1) },
+        original(CtTuple::DestinationPort, 2),
+        in_set(SetKind::External),
+        Expression::Masquerade,
+    ]);
+    rules.push(vec![
+        Expression::Meta { key: Meta::L4Proto, to: Register(0) },
+        original(CtTuple::DestinationPort, 1),
+        in_set(SetKind::NodePortFronts),
+        Expression::Masquerade,
+    ]);
+    rules
+}
+
+/// Mask and address of the network of cluster IPs.
+fn service_network(settings: &Settings) -> Option<(Vec<u8>, [u8; 4])> {
+    match (settings.service_cidr.first(), settings.service_cidr.last()) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => {
+            Some(((!(first.to_bits() ^ last.to_bits())).to_be_bytes().to_vec(), first.octets()))
+        }
+        // `network::ensure` refuses other families.
+        _ => None,
+    }
 }

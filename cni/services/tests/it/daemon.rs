@@ -97,6 +97,7 @@ impl Daemon {
                         client: api.client(),
                         node_name: "here".into(),
                         node_ips: Vec::new(),
+                        reserved: Vec::new(),
                         table: "sampan".into(),
                         bridge: "sampan0".into(),
                         cluster_cidr: "10.42.0.0/16".parse().unwrap(),

@@ -26,9 +26,11 @@ pub(crate) fn settings() -> Settings {
         table: "sampan".into(),
         bridge: "sampan0".into(),
         service_cidr: "10.43.0.0/16".parse().unwrap(),
+        cluster_cidr: "10.42.0.0/16".parse().unwrap(),
         dns_address: DNS.into(),
         node_name: "here".into(),
         node_ips: vec![NODE.into()],
+        reserved: vec!["0.0.0.0:30643".parse().unwrap()],
     }
 }
 
@@ -58,7 +60,7 @@ impl Node {
         pod
     }
 
-    fn connect(
+    pub(crate) fn connect(
         &self,
         inner: &Namespace,
         name: &str,
@@ -90,7 +92,6 @@ impl Node {
         let settings = settings();
         let prepare = || {
             cni_netlink::sysctl::ensure("net/ipv4/ip_forward", "1").unwrap();
-            cni_netlink::sysctl::ensure("net/ipv4/conf/sampan0/route_localnet", "1").unwrap();
         };
         self.namespace.within(prepare).unwrap();
         let cidr = settings.service_cidr;
@@ -100,10 +101,13 @@ impl Node {
 
     /// Takes these Services from the catalog into the proxy and the kernel.
     pub(crate) fn apply(&self, proxy: &mut Proxy, catalog: &Catalog, names: &[ServiceName]) {
-        for name in names {
-            proxy.set(name, catalog.get(name));
-        }
-        self.namespace.within(|| proxy.apply()).unwrap().unwrap();
+        let work = || {
+            for name in names {
+                proxy.set(name, catalog.get(name));
+            }
+            proxy.apply()
+        };
+        self.namespace.within(work).unwrap().unwrap();
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use cni_services::catalog::ServiceName;
 use cni_services::proxy::desired::Desired;
-use cni_services::proxy::elements::{self, Item, Key, SetKind, Target};
+use cni_services::proxy::elements::{self, Item, Key, Plan, SetKind, Target};
+use cni_services::proxy::surroundings::Surroundings;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -12,8 +13,12 @@ use crate::node::settings;
 use crate::objects::{catalog, endpoint, name, service, slice};
 
 fn plan(spec: &Value, endpoints: &[Value]) -> Vec<Item> {
+    whole_plan(spec, endpoints, &Surroundings::default()).items
+}
+
+fn whole_plan(spec: &Value, endpoints: &[Value], surroundings: &Surroundings) -> Plan {
     let catalog = catalog(vec![(service("s", spec), vec![slice("s", &[("", 8080, "TCP")], endpoints)])]);
-    elements::plan(&name("s"), catalog.get(&name("s")).unwrap(), &settings())
+    elements::plan(catalog.get(&name("s")).unwrap(), &settings(), surroundings)
 }
 
 fn of(items: &[Item], set: SetKind) -> Vec<String> {
@@ -74,6 +79,90 @@ fn what_needs_no_rules_gets_none() {
     }
 }
 
+#[test]
+fn addresses_that_mean_the_machine_itself_are_no_endpoints() {
+    let bad =
+        ["127.0.0.1", "127.9.9.9", "0.0.0.0", "0.1.2.3", "169.254.1.1", "224.0.0.1", "255.255.255.255", "240.0.0.1"];
+    let mut endpoints: Vec<Value> = bad.iter().map(|address| endpoint(address)).collect();
+    let alone = plan(&spec(), &endpoints);
+    assert!(of(&alone, SetKind::Endpoints).is_empty() && of(&alone, SetKind::Hairpin).is_empty(), "{alone:?}");
+    assert_eq!(of(&alone, SetKind::Refused), ["Refuse"]);
+    endpoints.push(endpoint("10.42.0.7"));
+    assert_eq!(of(&plan(&spec(), &endpoints), SetKind::Endpoints), ["Endpoint(10.42.0.7, 8080)"]);
+}
+
+#[test]
+fn external_addresses_shadow_neither_cluster_nor_node() {
+    use cni_netlink::listening::Transport::Tcp;
+    let surroundings = Surroundings {
+        addresses: ["192.0.2.1".parse().unwrap(), "198.51.100.9".parse().unwrap()].into(),
+        sockets: vec![(Tcp, "0.0.0.0:22".parse().unwrap()), (Tcp, "198.51.100.9:81".parse().unwrap())],
+    };
+    let check = |address: &str, port: u16, refused: Option<&str>| {
+        let spec = json!({"clusterIP": "10.43.0.5", "externalIPs": [address], "ports": [{"port": port}]});
+        let plan = whole_plan(&spec, &[endpoint("10.42.0.7")], &surroundings);
+        let fronts = of(&plan.items, SetKind::Services).len();
+        assert_eq!(fronts, if refused.is_some() { 1 } else { 2 }, "{address}:{port}");
+        let told: Vec<String> = plan.conflicts.iter().map(ToString::to_string).collect();
+        match refused {
+            None => assert!(told.is_empty(), "{told:?}"),
+            Some(part) => assert!(told.len() == 1 && told[0].contains(part), "{address}:{port}: {told:?}"),
+        }
+    };
+    for address in ["10.43.0.10", "10.43.0.1", "10.43.7.7", "10.42.0.9"] {
+        check(address, 80, Some("belongs to the cluster"));
+    }
+    for address in ["127.0.0.1", "127.8.8.8", "0.0.0.0", "169.254.169.254", "224.0.0.1", "255.255.255.255"] {
+        check(address, 80, Some("no address that others can reach"));
+    }
+    check("192.0.2.1", 22, Some("0.0.0.0:22"));
+    check("198.51.100.9", 81, Some("198.51.100.9:81"));
+    check("192.0.2.1", 81, None);
+    check("203.0.113.5", 22, None);
+}
+
+#[test]
+fn node_ports_leave_the_nodes_own_ports_alone() {
+    use cni_netlink::listening::Transport::{Tcp, Udp};
+    let surroundings = Surroundings {
+        addresses: ["192.0.2.1".parse().unwrap()].into(),
+        sockets: vec![(Tcp, "127.0.0.1:30022".parse().unwrap()), (Udp, "0.0.0.0:30053".parse().unwrap())],
+    };
+    let check = |port: u16, refused: bool| {
+        let spec = json!({"clusterIP": "10.43.0.5", "ports": [{"port": 80, "nodePort": port}]});
+        let plan = whole_plan(&spec, &[endpoint("10.42.0.7")], &surroundings);
+        assert_eq!(of(&plan.items, SetKind::NodePorts).is_empty(), refused, "{port}");
+        assert_eq!(plan.conflicts.len(), usize::from(refused), "{port}");
+    };
+    // The last one is reserved whether anybody listens or not.
+    for (port, refused) in [(30022, true), (30053, false), (30080, false), (30643, true)] {
+        check(port, refused);
+    }
+}
+
+#[test]
+fn services_of_another_proxy_are_left_alone() {
+    for label in ["service.kubernetes.io/headless", "service.kubernetes.io/service-proxy-name"] {
+        let mut labelled = service("s", &spec());
+        labelled.metadata.labels = Some([(label.to_owned(), String::new())].into());
+        let catalog = catalog(vec![(labelled, vec![slice("s", &[("", 8080, "TCP")], &[endpoint("10.42.0.7")])])]);
+        let plan = elements::plan(catalog.get(&name("s")).unwrap(), &settings(), &Surroundings::default());
+        assert_eq!(plan, Plan::default(), "{label}");
+    }
+}
+
+#[test]
+fn the_older_service_keeps_an_external_address() {
+    let key = Key { set: SetKind::Services, bytes: vec![1; 12] };
+    let target = |count| Target::Chain(elements::Chain { is_node_port: false, count, affinity_seconds: None });
+    let mut desired = Desired::default();
+    desired.replace(&name("victim"), 100, vec![(key.clone(), target(1))]);
+    desired.replace(&name("attacker"), 200, vec![(key.clone(), target(2))]);
+    assert_eq!(desired.wanted().collect::<Vec<_>>(), [(key.clone(), target(1))]);
+    desired.replace(&name("victim"), 100, Vec::new());
+    assert_eq!(desired.wanted().collect::<Vec<_>>(), [(key, target(2))]);
+}
+
 fn any_items() -> impl Strategy<Value = Vec<Item>> {
     let item = (0_u8..12, 0_u8..4, 1_u32..4).prop_map(|(place, value, count)| {
         let (set, target) = if place < 6 {
@@ -99,7 +188,7 @@ proptest! {
         let mut chains = std::collections::BTreeSet::new();
         let mut last: BTreeMap<u8, Vec<Item>> = BTreeMap::new();
         for (number, items, apply) in steps {
-            desired.replace(&owner(number), items.clone());
+            desired.replace(&owner(number), 0, items.clone());
             last.insert(number, items);
             if !apply {
                 continue;
