@@ -48,7 +48,12 @@ impl Mirrors {
     }
 
     async fn try_ensure(&self, api: &Api<Pod>, pod: &LocalPod) -> Result<Option<String>, kube::Error> {
-        if let Some(found) = api.get_opt(&pod.key.name).await? {
+        let found = match api.get_opt(&pod.key.name).await {
+            // What is not bound to this node is not shown to it, whether it is there or not.
+            Err(kube::Error::Api(status)) if status.code == 403 => None,
+            found => found?,
+        };
+        if let Some(found) = found {
             if is_mirror_of(&found, pod) {
                 return Ok(found.metadata.uid);
             }

@@ -1,13 +1,15 @@
 //! May this user do this? Masters, then the node authorizer for kubelets, then RBAC; whatever nobody allows is refused.
 //! Knows no HTTP; a decision is a value with its reason.
 
+pub(crate) mod authorized;
 pub(crate) mod defaults;
+mod denials;
 pub(crate) mod node;
 pub(crate) mod rbac;
 
 use std::sync::Arc;
 
-use control_plane_api::Status;
+use control_plane_api::{Status, selector::FieldSelector};
 
 use crate::{
     authn::{MASTERS, User},
@@ -21,6 +23,8 @@ use crate::{
 pub(crate) struct Attributes {
     pub(crate) verb: String,
     pub(crate) target: Target,
+    /// What a list, watch or deletecollection is narrowed to: the node authorizer goes by it.
+    pub(crate) fields: FieldSelector,
 }
 
 #[derive(Clone, Debug)]
@@ -38,10 +42,12 @@ impl Default for Target {
 impl Attributes {
     pub(crate) fn of(info: &RequestInfo) -> Self {
         let verb = info.verb.as_str().to_owned();
+        let fields = info.fields.clone();
         match &info.resource {
-            None => Self { verb, target: Target::Path(info.path.clone()) },
+            None => Self { verb, target: Target::Path(info.path.clone()), fields },
             Some(path) => Self {
                 verb,
+                fields,
                 target: Target::Resource {
                     group: path.group.clone(),
                     resource: path.resource.clone(),
@@ -61,7 +67,7 @@ impl Attributes {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         };
-        Self { verb: verb.to_owned(), target }
+        Self { verb: verb.to_owned(), target, fields: FieldSelector::default() }
     }
 }
 
@@ -86,11 +92,12 @@ impl Decision {
 pub(crate) struct Authorizer {
     cache: Arc<Cache>,
     rbac: rbac::Rbac,
+    denials: denials::Denials,
 }
 
 impl Authorizer {
     pub(crate) fn new(cache: Arc<Cache>) -> Self {
-        Self { rbac: rbac::Rbac::new(Arc::clone(&cache)), cache }
+        Self { rbac: rbac::Rbac::new(Arc::clone(&cache)), cache, denials: denials::Denials::default() }
     }
 
     pub(crate) fn rbac(&self) -> &rbac::Rbac {
@@ -118,7 +125,17 @@ impl Authorizer {
     /// Refuses with the words clients know.
     pub(crate) fn require(&self, user: &User, attributes: &Attributes) -> Outcome<()> {
         let decision = self.decide(user, attributes);
-        if decision.allowed { Ok(()) } else { Err(forbidden(user, attributes, &decision.reason).into()) }
+        self.denials.count(decision.allowed);
+        if decision.allowed {
+            return Ok(());
+        }
+        self.denials.log(user, attributes, &decision.reason, std::time::Instant::now());
+        Err(forbidden(user, attributes, &decision.reason).into())
+    }
+
+    /// How many requests were allowed and denied.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        self.denials.counts()
     }
 }
 

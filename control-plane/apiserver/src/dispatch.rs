@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use control_plane_api::{Reason, Status, row, rows};
-use http::{Request, Response, header};
+use control_plane_api::Status;
+use http::{Request, Response};
 
 use crate::{
-    authn::{self, User, certificate},
-    authz::{self, Attributes},
+    authn::{self, Credential, User, certificate},
+    authz::{self, Attributes, authorized::Admitted},
     body::Body,
     kernel::Kernel,
-    negotiate, path,
-    request::{Query, RequestInfo, ResourcePath},
+    path,
+    request::{Query, RequestInfo},
     status::{self, Outcome},
-    verb::{self, Call},
+    verb,
 };
 
 /// What the transport knows of the caller.
@@ -48,17 +48,15 @@ async fn answer(
     peer: &Peer,
     info: &RequestInfo,
     query: Query,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> Outcome<Response<Body>> {
     let user = authenticate(kernel, peer, &request)?;
     let user = impersonate(kernel, user, &request)?;
-    authorize(kernel, &user, info)?;
-    match &info.resource {
-        None => path::serve(kernel, &user, info, &query, request).await,
-        Some(resource) => {
-            let call = call(kernel, user, info, resource, query, &request)?;
-            verb::serve(call, request).await
-        }
+    // Whoever the request is handed on to has no use for them but a bad one.
+    authn::strip_credentials(request.headers_mut());
+    match kernel.authorizer.admit(user, info, &query)? {
+        Admitted::Path(permit) => path::serve(kernel, &permit, &query, request).await,
+        Admitted::Objects(permit) => verb::serve(kernel, *permit, query, request).await,
     }
 }
 
@@ -67,23 +65,25 @@ fn authenticate(kernel: &Kernel, peer: &Peer, request: &Request<Body>) -> Outcom
         Peer::Local(user) => return Ok(user.clone()),
         Peer::Tls { certificate } => certificate,
     };
-    if let Some(token) = authn::bearer_token(request.headers()) {
-        let audiences = &kernel.tokens.audiences;
-        return match kernel.tokens.verify(&token, audiences, &*kernel.cache, Kernel::now()) {
-            Ok(verified) => Ok(verified.user),
-            Err(reason) => {
-                tracing::info!(%reason, "a bearer token was refused");
-                Err(Status::unauthorized().into())
+    match (authn::credential(request.headers()), certificate) {
+        (Credential::Bearer(token), _) => {
+            let audiences = &kernel.tokens.audiences;
+            match kernel.tokens.verify(&token, audiences, &*kernel.cache, Kernel::now()) {
+                Ok(verified) => Ok(verified.user),
+                Err(reason) => {
+                    tracing::info!(%reason, "a bearer token was refused");
+                    Err(Status::unauthorized().into())
+                }
             }
-        };
-    }
-    match certificate {
-        Some(der) => certificate::user(der).map_err(|reason| {
-            tracing::info!(reason = %status::chain(&reason), "a client certificate was refused");
-            Status::unauthorized().into()
-        }),
-        None if request.headers().contains_key(header::AUTHORIZATION) => Err(Status::unauthorized().into()),
-        None => Ok(User::anonymous()),
+        }
+        (Credential::None | Credential::OtherScheme, Some(der)) => {
+            certificate::user(der, Kernel::now()).map_err(|reason| {
+                tracing::info!(reason = %status::chain(&reason), "a client certificate was refused");
+                Status::unauthorized().into()
+            })
+        }
+        (Credential::OtherScheme | Credential::Unreadable, _) => Err(Status::unauthorized().into()),
+        (Credential::None, None) => Ok(User::anonymous()),
     }
 }
 
@@ -113,75 +113,4 @@ fn impersonate(kernel: &Kernel, user: User, request: &Request<Body>) -> Outcome<
         may("authentication.k8s.io", "uids", "", "", &wanted.user.uid)?;
     }
     Ok(wanted.into_user())
-}
-
-fn authorize(kernel: &Kernel, user: &User, info: &RequestInfo) -> Outcome<()> {
-    let attributes = Attributes::of(info);
-    let check = |attributes: &Attributes| {
-        kernel.authorizer.require(user, attributes).map_err(|failure| {
-            // An anonymous caller is asked for credentials instead of being told what exists.
-            let anonymous = user.is_anonymous() && failure.0.reason == Reason::Forbidden;
-            if anonymous { Status::unauthorized().into() } else { failure }
-        })
-    };
-    check(&attributes)?;
-    if let Some(attributes) = authz::upgrade_attributes(info) {
-        check(&attributes)?;
-    }
-    Ok(())
-}
-
-/// Finds the row, and refuses what it does not offer.
-fn call(
-    kernel: &Arc<Kernel>,
-    user: User,
-    info: &RequestInfo,
-    path: &ResourcePath,
-    query: Query,
-    request: &Request<Body>,
-) -> Outcome<Call> {
-    let row = row(&path.group, &path.version, &path.resource).ok_or_else(Status::no_such_path)?;
-    // /api/v1/namespaces/d/nodes is nobody's path, and so is a named object of a namespaced kind without its namespace.
-    let in_namespace = !path.namespace.is_empty();
-    let misplaced = match row.namespaced {
-        false => in_namespace && row.resource != "namespaces",
-        true => !in_namespace && (!path.subresource.is_empty() || needs_namespace(info)),
-    };
-    if misplaced {
-        return Err(Status::no_such_path().into());
-    }
-    if !path.subresource.is_empty() && row.subresource(&path.subresource).is_none() {
-        return Err(Status::no_such_path().into());
-    }
-    let accept = negotiate::accept(request.headers(), &query)?;
-    let mut path = path.clone();
-    if !row.namespaced {
-        path.namespace.clear();
-    }
-    debug_assert!(rows().iter().any(|one| std::ptr::eq(one, row)));
-    Ok(Call {
-        kernel: Arc::clone(kernel),
-        user,
-        row,
-        path,
-        query,
-        verb: info.verb,
-        accept,
-        now: Kernel::now(),
-        warnings: Vec::new(),
-        agent: user_agent(request),
-        applies: false,
-    })
-}
-
-/// Verbs on one object cannot do without its namespace; a list by name can.
-fn needs_namespace(info: &RequestInfo) -> bool {
-    use crate::request::Verb;
-    !matches!(info.verb, Verb::List | Verb::Watch | Verb::DeleteCollection | Verb::Create)
-}
-
-/// The part of the user agent that names a field manager when the request does not.
-fn user_agent(request: &Request<Body>) -> String {
-    let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("unknown");
-    agent.split('/').next().unwrap_or("unknown").chars().take(128).collect()
 }

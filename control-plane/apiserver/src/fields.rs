@@ -115,6 +115,18 @@ pub(crate) fn parse(row: &Row, text: &str) -> Outcome<FieldSelector> {
         .map_err(|error| Status::bad_request(format!("unable to parse the field selector: {error}")))?)
 }
 
+/// The selector with one requirement more: exactly this name.
+pub(crate) fn with_name(selector: &FieldSelector, name: &str) -> Outcome<FieldSelector> {
+    let comma = if selector.is_empty() { "" } else { "," };
+    Ok(FieldSelector::parse(&format!("{selector}{comma}metadata.name={}", escape(name)))
+        .map_err(|error| Status::bad_request(format!("unable to select the name {name:?}: {error}")))?)
+}
+
+/// One requirement as a field selector writes it.
+pub(crate) fn term(path: &str, value: &str) -> String {
+    format!("{path}={}", escape(value))
+}
+
 /// A value as a field selector writes it.
 fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace(',', "\\,").replace('=', "\\=")

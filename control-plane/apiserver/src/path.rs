@@ -12,11 +12,11 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::{
-    authn::User,
+    authz::authorized::{self, Authorized},
     body::{self, Body},
     kernel::Kernel,
     negotiate,
-    request::{Query, RequestInfo, Verb},
+    request::{Query, Verb},
     status::Outcome,
 };
 
@@ -41,16 +41,16 @@ const PATHS: [&str; 12] = [
 
 pub(crate) async fn serve(
     kernel: &Arc<Kernel>,
-    user: &User,
-    info: &RequestInfo,
+    permit: &Authorized<authorized::Path>,
     query: &Query,
     request: Request<Body>,
 ) -> Outcome<Response<Body>> {
-    if !matches!(info.verb, Verb::Get | Verb::Head) {
+    let asked = permit.asked();
+    if !matches!(asked.verb(), Verb::Get | Verb::Head) {
         return Err(Status::no_such_path().into());
     }
     let headers = request.headers();
-    let path = info.path.trim_end_matches('/');
+    let path = asked.path().trim_end_matches('/');
     match path {
         "" => json(&json!({"paths": PATHS})),
         "/version" => json(&version()),
@@ -84,7 +84,6 @@ pub(crate) async fn serve(
             if let Some(version) = path.strip_prefix("/api/").or_else(|| path.strip_prefix("/apis/")) {
                 return discovery::below(path, version, headers);
             }
-            let _ = user;
             Err(Status::no_such_path().into())
         }
     }

@@ -5,10 +5,11 @@
 
 mod query;
 
+use control_plane_api::{name, selector::FieldSelector};
 use http::Method;
 
 pub use query::Query;
-pub(crate) use query::percent_decode;
+pub(crate) use query::{percent_decode, percent_decode_strict};
 
 /// What is asked for, as authorization and the verbs see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,9 @@ pub struct RequestInfo {
     pub path: String,
     /// `None` for a non-resource path.
     pub resource: Option<ResourcePath>,
+    /// The field selector of a list, watch or deletecollection: what authorization may go by. Empty when there is none, and when it
+    /// does not parse: then the request is refused after it was authorized without.
+    pub fields: FieldSelector,
 }
 
 /// The parts of `/apis/{group}/{version}/namespaces/{namespace}/{resource}/{name}/{subresource}/{rest}`.
@@ -114,10 +118,17 @@ impl RequestInfo {
                 if !resource.rest.is_empty() || path.ends_with('/') {
                     resource.rest = rest_as_sent(path, &resource);
                 }
-                let verb = resource_verb(method, &mut resource, watch_prefix, query);
-                Self { verb, path: decoded, resource: Some(resource) }
+                let sent = query.first("fieldSelector").unwrap_or("");
+                let mut fields = FieldSelector::parse(sent).unwrap_or_default();
+                let verb = resource_verb(method, &mut resource, watch_prefix, query, &fields);
+                if !matches!(verb, Verb::List | Verb::Watch | Verb::DeleteCollection) {
+                    fields = FieldSelector::default();
+                }
+                Self { verb, path: decoded, resource: Some(resource), fields }
             }
-            None => Self { verb: Verb::of_path(method), path: decoded, resource: None },
+            None => {
+                Self { verb: Verb::of_path(method), path: decoded, resource: None, fields: FieldSelector::default() }
+            }
         }
     }
 
@@ -195,17 +206,25 @@ fn rest_as_sent(path: &str, resource: &ResourcePath) -> String {
     rest.strip_prefix('/').unwrap_or(rest).to_owned()
 }
 
-fn resource_verb(method: &Method, resource: &mut ResourcePath, watch_prefix: bool, query: &Query) -> Verb {
+fn resource_verb(
+    method: &Method,
+    resource: &mut ResourcePath,
+    watch_prefix: bool,
+    query: &Query,
+    fields: &FieldSelector,
+) -> Verb {
     let verb = Verb::of_resource(method);
     match verb {
         Verb::Get if watch_prefix => Verb::Watch,
+        // The old prefix is for watches alone.
+        _ if watch_prefix => Verb::Other,
         Verb::Get if resource.name.is_empty() || (query.flag("watch") && resource.subresource.is_empty()) => {
             let watch = query.flag("watch");
             // A list of the one object with this name is authorized by its name, as upstream does.
             if resource.name.is_empty()
-                && let Some(name) = query.first("fieldSelector").and_then(single_name)
+                && let Some(name) = fields.exact("metadata.name").filter(|name| is_segment(name))
             {
-                resource.name = name;
+                name.clone_into(&mut resource.name);
             }
             if watch { Verb::Watch } else { Verb::List }
         }
@@ -214,13 +233,9 @@ fn resource_verb(method: &Method, resource: &mut ResourcePath, watch_prefix: boo
     }
 }
 
-/// The name in a field selector that asks for exactly one.
-fn single_name(selector: &str) -> Option<String> {
-    selector.split(',').find_map(|term| {
-        let name = term.strip_prefix("metadata.name=")?;
-        let name = name.strip_prefix('=').unwrap_or(name);
-        (!name.is_empty()).then(|| name.to_owned())
-    })
+/// Whether an object could have this name at all.
+fn is_segment(text: &str) -> bool {
+    !text.is_empty() && name::path_segment(text).is_empty()
 }
 
 #[cfg(test)]
@@ -280,6 +295,12 @@ mod tests {
         );
         check("GET /api/v1/namespaces/d/services/s/proxy/", "get /v1 ns=d services name=s sub=proxy rest=");
         check("GET /api/v1/pods?fieldSelector=metadata.name%3Dp", "list /v1 ns= pods name=p sub= rest=");
+        check("GET /api/v1/pods?fieldSelector=metadata.name%3D%3Dp", "list /v1 ns= pods name=p sub= rest=");
+        check("GET /api/v1/pods?fieldSelector=metadata.name!%3Dp", "list /v1 ns= pods name= sub= rest=");
+        check("GET /api/v1/pods?fieldSelector=xmetadata.name%3Dp", "list /v1 ns= pods name= sub= rest=");
+        check("GET /api/v1/pods?fieldSelector=metadata.name%3Da/b", "list /v1 ns= pods name= sub= rest=");
+        check("DELETE /api/v1/pods?fieldSelector=metadata.name%3Dp", "deletecollection /v1 ns= pods name= sub= rest=");
+        check("POST /api/v1/watch/namespaces/d/pods", "other /v1 ns=d pods name= sub= rest=");
         check("GET /api/v1", "get path /api/v1");
         check("GET /apis/apps/v1", "get path /apis/apps/v1");
         check("GET /healthz", "get path /healthz");

@@ -12,25 +12,28 @@ pub(crate) mod write;
 use std::sync::Arc;
 
 use control_plane_api::{Object, Row, Status};
-use http::{Request, Response};
+use http::{Request, Response, header};
 use jiff::Timestamp;
 
 use crate::{
     authn::User,
+    authz::authorized::{Authorized, Objects},
     behaviour,
     body::Body,
     cache::{Cached, Collection},
     kernel::Kernel,
-    negotiate::Accept,
+    negotiate::{self, Accept},
     request::{Query, ResourcePath, Verb},
     status::Outcome,
     subresource,
 };
 
-/// An authorized request on a known row.
+/// An authorized request on a known row, being served.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) kernel: Arc<Kernel>,
+    /// What was authorized: lists, watches and collections are selected by it alone.
+    pub(crate) permit: Arc<Authorized<Objects>>,
     pub(crate) user: User,
     pub(crate) row: &'static Row,
     pub(crate) path: ResourcePath,
@@ -49,7 +52,15 @@ pub(crate) struct Call {
 /// The longest name of a field manager.
 const FIELD_MANAGER_MAX: usize = 128;
 
-pub(crate) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Response<Body>> {
+/// Serves what was authorized.
+pub(crate) async fn serve(
+    kernel: &Arc<Kernel>,
+    permit: Authorized<Objects>,
+    query: Query,
+    request: Request<Body>,
+) -> Outcome<Response<Body>> {
+    let accept = negotiate::accept(request.headers(), &query)?;
+    let mut call = Call::begin(kernel, permit, query, accept, user_agent(&request));
     if !call.path.subresource.is_empty() {
         return subresource::serve(call, request).await;
     }
@@ -97,7 +108,31 @@ pub(crate) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Res
     }
 }
 
+/// The part of the user agent that names a field manager when the request does not.
+fn user_agent(request: &Request<Body>) -> String {
+    let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("unknown");
+    agent.split('/').next().unwrap_or("unknown").chars().take(FIELD_MANAGER_MAX).collect()
+}
+
 impl Call {
+    fn begin(kernel: &Arc<Kernel>, permit: Authorized<Objects>, query: Query, accept: Accept, agent: String) -> Self {
+        let asked = permit.asked();
+        Self {
+            kernel: Arc::clone(kernel),
+            user: permit.user().clone(),
+            row: asked.row(),
+            path: asked.path().clone(),
+            query,
+            verb: asked.verb(),
+            accept,
+            now: Kernel::now(),
+            warnings: Vec::new(),
+            agent,
+            applies: false,
+            permit: Arc::new(permit),
+        }
+    }
+
     pub(crate) fn not_allowed(&self) -> crate::status::Failure {
         let verb = match self.verb {
             Verb::Create => "create",

@@ -3,7 +3,7 @@
 use control_plane_api::{Object, Status};
 use serde_json::{Value, json};
 
-use crate::{status::Outcome, verb::Call};
+use crate::{authz::node, status::Outcome, verb::Call};
 
 const MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME: &str = "kube-api-access-";
@@ -14,10 +14,10 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 pub(super) async fn complete(call: &Call, pod: &mut Object) -> Outcome<()> {
     // A mirror pod shows a static one; it has no account and may name no secrets.
     if pod.annotation(MIRROR).is_some() {
-        if pod.str_at(&["spec", "serviceAccountName"]).is_some_and(|name| !name.is_empty()) {
-            return Err(refused(pod, "a mirror pod may not reference service accounts").into());
-        }
-        return Ok(());
+        return match node::reference(pod) {
+            Some(what) => Err(refused(pod, &format!("a mirror pod may not reference {what}")).into()),
+            None => Ok(()),
+        };
     }
     let given = pod.str_at(&["spec", "serviceAccountName"]).filter(|name| !name.is_empty());
     let given = given.or_else(|| pod.str_at(&["spec", "serviceAccount"]).filter(|name| !name.is_empty()));

@@ -4,7 +4,7 @@ use control_plane_api::{Object, Status};
 use serde_json::{Value, json};
 
 use super::{Operation, is};
-use crate::{status::Outcome, verb::Call};
+use crate::{authz::node, status::Outcome, verb::Call};
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -42,6 +42,7 @@ fn refuse(call: &Call, name: &str, why: &str) -> crate::status::Failure {
     Status::forbidden(call.row.group, call.row.resource, name, why).into()
 }
 
+/// Refuses what a kubelet may not write, upstream's NodeRestriction.
 pub(super) fn restrict(
     call: &Call,
     node: &str,
@@ -55,32 +56,77 @@ pub(super) fn restrict(
         return pod(call, node, operation, subresource, object, live);
     }
     if is(row, "", "nodes") {
-        if object.name() != node {
-            return Err(refuse(
-                call,
-                object.name(),
-                &format!("node {node:?} is not allowed to modify node {:?}", object.name()),
-            ));
-        }
-        let old_label = |key: &str| live.and_then(|live| live.label(key));
-        for (key, value) in object.labels().filter(|(key, value)| old_label(key) != Some(value)) {
-            if !may_label(key) {
-                return Err(refuse(call, node, &format!("is not allowed to modify labels: {key}={value}")));
-            }
-        }
-        if let Some(live) = live {
-            let removed = live.labels().find(|(key, _)| object.label(key).is_none() && !may_label(key));
-            if let Some((key, _)) = removed {
-                return Err(refuse(call, node, &format!("is not allowed to modify labels: {key}")));
-            }
-            if subresource.is_empty() && object.at(&["spec", "taints"]) != live.at(&["spec", "taints"]) {
-                return Err(refuse(call, node, "is not allowed to modify taints"));
-            }
-        }
+        return own_node(call, node, object, live);
+    }
+    if is(row, "", "persistentvolumeclaims") {
+        return claim_status(call, node, subresource, object, live);
+    }
+    let in_lease_namespace = object.namespace() == "kube-node-lease";
+    if is(row, "coordination.k8s.io", "leases") && !in_lease_namespace {
+        return Err(refuse(call, object.name(), "a kubelet can only access leases in kube-node-lease"));
     }
     let own = is(row, "coordination.k8s.io", "leases") || is(row, "storage.k8s.io", "csinodes");
     if own && object.name() != node {
         return Err(refuse(call, object.name(), &format!("can only be written by node {:?}", object.name())));
+    }
+    Ok(())
+}
+
+fn own_node(call: &Call, node: &str, object: &Object, live: Option<&Object>) -> Outcome<()> {
+    if object.name() != node {
+        let why = format!("node {node:?} is not allowed to modify node {:?}", object.name());
+        return Err(refuse(call, object.name(), &why));
+    }
+    let old_label = |key: &str| live.and_then(|live| live.label(key));
+    let set = object.labels().filter(|(key, value)| old_label(key) != Some(value)).map(|(key, _)| key);
+    let removed =
+        live.into_iter().flat_map(Object::labels).map(|(key, _)| key).filter(|key| object.label(key).is_none());
+    let forbidden: Vec<&str> = set.chain(removed).filter(|key| !may_label(key)).collect();
+    if !forbidden.is_empty() {
+        return Err(refuse(call, node, &format!("is not allowed to modify labels: {}", forbidden.join(", "))));
+    }
+    let differs = |path: &[&str]| {
+        let empty = |value: Option<&Value>| {
+            value.is_none_or(|value| value.is_null() || value.as_array().is_some_and(Vec::is_empty))
+        };
+        let (new, old) = (object.at(path), live.and_then(|live| live.at(path)));
+        new != old && !(empty(new) && empty(old))
+    };
+    if object.at(&["spec", "configSource"]).is_some_and(|source| !source.is_null())
+        && differs(&["spec", "configSource"])
+    {
+        return Err(refuse(call, node, "is not allowed to set spec.configSource"));
+    }
+    // An owner that does not exist has the garbage collector delete the node, and with it what keeps the kubelet's labels and taints.
+    if differs(&["metadata", "ownerReferences"]) {
+        return Err(refuse(call, node, &format!("node {node:?} is not allowed to modify ownerReferences")));
+    }
+    // A node may come with taints; it may not shed them.
+    if live.is_some() && differs(&["spec", "taints"]) {
+        return Err(refuse(call, node, &format!("node {node:?} is not allowed to modify taints")));
+    }
+    Ok(())
+}
+
+/// Of a claim a kubelet reports the size of the volume behind it, and nothing else.
+fn claim_status(call: &Call, node: &str, subresource: &str, object: &Object, live: Option<&Object>) -> Outcome<()> {
+    let (Some(live), "status") = (live, subresource) else {
+        return Err(refuse(call, object.name(), &format!("node {node:?} may only update PVC status")));
+    };
+    let rest = |object: &Object| {
+        let mut object = object.clone();
+        for field in ["capacity", "conditions", "allocatedResources", "allocatedResourceStatuses"] {
+            object.remove(&["status", field]);
+        }
+        for field in ["managedFields", "resourceVersion"] {
+            object.metadata_mut().remove(field);
+        }
+        object
+    };
+    if rest(object) != rest(live) {
+        let why =
+            format!("node {node:?} is not allowed to update fields other than status.capacity and status.conditions");
+        return Err(refuse(call, object.name(), &why));
     }
     Ok(())
 }
@@ -106,27 +152,58 @@ fn pod(
     live: Option<&Object>,
 ) -> Outcome<()> {
     let bound = |pod: &Object| pod.str_at(&["spec", "nodeName"]).unwrap_or("").to_owned();
-    match operation {
-        Operation::Create if object.annotation(MIRROR).is_none() => Err(refuse(
-            call,
-            object.name(),
-            "pods created by a kubelet must be mirror pods: they need the annotation kubernetes.io/config.mirror",
-        )),
-        Operation::Create if bound(object) != node => Err(refuse(
-            call,
-            object.name(),
-            &format!("node {node:?} can only create pods with spec.nodeName set to itself"),
-        )),
-        Operation::Create => Ok(()),
-        Operation::Update if !matches!(subresource, "status" | "resize" | "eviction") => {
-            Err(refuse(call, object.name(), &format!("node {node:?} can only update pod status")))
-        }
-        Operation::Update if live.is_some_and(|live| bound(live) != node) => Err(refuse(
-            call,
-            object.name(),
-            &format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"),
-        )),
-        Operation::Update => Ok(()),
+    let refused = |why: String| Err(refuse(call, object.name(), &why));
+    let live = match (operation, live) {
+        (Operation::Create, _) | (_, None) => return mirror(call, node, object),
+        (Operation::Update, Some(live)) => live,
+    };
+    if subresource != "status" {
+        return refused(format!("node {node:?} can only update pod status"));
+    }
+    if bound(live) != node {
+        return refused(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
+    }
+    if object.at(&["metadata", "labels"]) != live.at(&["metadata", "labels"]) {
+        return refused(format!("node {node:?} cannot update labels through pod status"));
+    }
+    let claims = ["status", "resourceClaimStatuses"];
+    if object.at(&claims) != live.at(&claims) {
+        return refused(format!("node {node:?} cannot update resource claim statuses"));
+    }
+    Ok(())
+}
+
+/// A kubelet creates nothing but mirrors of what it runs by itself, bound to it, owned by it, and leading nowhere: what a pod of the
+/// node names is what the kubelet may read.
+fn mirror(call: &Call, node: &str, pod: &Object) -> Outcome<()> {
+    let refused = |why: String| Err(refuse(call, pod.name(), &why));
+    if pod.annotation(MIRROR).is_none() {
+        return refused(format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"));
+    }
+    if pod.str_at(&["spec", "nodeName"]) != Some(node) {
+        return refused(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+    }
+    let [owner] = pod.list_at(&["metadata", "ownerReferences"]) else {
+        return refused(format!("node {node:?} can only create pods with a single owner reference set to itself"));
+    };
+    let text = |key: &str| owner.get(key).and_then(Value::as_str).unwrap_or("");
+    if (text("apiVersion"), text("kind"), text("name")) != ("v1", "Node", node) {
+        return refused(format!("node {node:?} can only create pods with an owner reference set to itself"));
+    }
+    if owner.get("controller").and_then(Value::as_bool) != Some(true) {
+        return refused(format!("node {node:?} can only create pods with a controller owner reference set to itself"));
+    }
+    if owner.get("blockOwnerDeletion").and_then(Value::as_bool) == Some(true) {
+        return refused(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
+    }
+    let own = call.kernel.cache.of("", "nodes").and_then(|nodes| nodes.get("", node));
+    let Some(own) = own else { return Err(Status::not_found("", "nodes", node).into()) };
+    if text("uid") != &*own.uid {
+        return refused(format!("node {node} UID mismatch: expected {} got {}", own.uid, text("uid")));
+    }
+    match node::reference(pod) {
+        Some(what) => refused(format!("node {node:?} can not create pods that reference {what}")),
+        None => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A verified client certificate, read: common name -> user, organizations -> groups. Verification itself is TLS's; see `server.rs`.
 
+use jiff::Timestamp;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use super::{AUTHENTICATED, CREDENTIAL_ID, User};
@@ -11,15 +12,31 @@ pub(crate) enum Error {
     Parse(#[source] x509_parser::nom::Err<x509_parser::error::X509Error>),
     #[error("the client certificate has no common name; issue one with CN set to the user's name")]
     NoName,
+    #[error("the client certificate has several common names; issue one with a single CN")]
+    SeveralNames,
+    #[error("a name in the client certificate's subject cannot be read as text; issue one with UTF-8 names")]
+    Unreadable,
+    #[error("the client certificate has expired or is not valid yet")]
+    Expired,
 }
 
-pub(crate) fn user(der: &[u8]) -> Result<User, Error> {
+/// The user that a verified certificate names. Its validity is looked at again: a connection may outlive it.
+pub(crate) fn user(der: &[u8], now: Timestamp) -> Result<User, Error> {
     let (_, certificate) = X509Certificate::from_der(der).map_err(Error::Parse)?;
+    let validity = certificate.validity();
+    if !(validity.not_before.timestamp()..=validity.not_after.timestamp()).contains(&now.as_second()) {
+        return Err(Error::Expired);
+    }
     let subject = certificate.subject();
-    let name = subject.iter_common_name().find_map(|name| name.as_str().ok()).filter(|name| !name.is_empty());
-    let name = name.ok_or(Error::NoName)?.to_owned();
-    let mut groups: Vec<String> =
-        subject.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned).collect();
+    let text = |name: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+        name.as_str().map(str::to_owned).map_err(|_| Error::Unreadable)
+    };
+    let mut names = subject.iter_common_name().map(text);
+    let name = names.next().transpose()?.filter(|name| !name.is_empty()).ok_or(Error::NoName)?;
+    if names.next().is_some() {
+        return Err(Error::SeveralNames);
+    }
+    let mut groups: Vec<String> = subject.iter_organization().map(text).collect::<Result<_, _>>()?;
     if !groups.iter().any(|group| group == AUTHENTICATED) {
         groups.push(AUTHENTICATED.to_owned());
     }
@@ -40,7 +57,7 @@ mod tests {
         params.distinguished_name.push(DnType::CommonName, "system:node:a");
         params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        let user = user(certificate.der()).unwrap();
+        let user = user(certificate.der(), Timestamp::now()).unwrap();
         assert_eq!(user.node_name(), Some("a"));
         assert!(user.in_group(AUTHENTICATED));
         let id = &user.extra[CREDENTIAL_ID][0];
@@ -52,7 +69,11 @@ mod tests {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        assert!(matches!(user(certificate.der()), Err(Error::NoName)));
-        assert!(matches!(user(b"nonsense"), Err(Error::Parse(_))));
+        let now = Timestamp::now();
+        assert!(matches!(user(certificate.der(), now), Err(Error::NoName)));
+        assert!(matches!(user(b"nonsense", now), Err(Error::Parse(_))));
+        for time in ["1970-01-01T00:00:00Z", "9000-01-01T00:00:00Z"] {
+            assert!(matches!(user(certificate.der(), time.parse().unwrap()), Err(Error::Expired)), "{time}");
+        }
     }
 }

@@ -182,9 +182,9 @@ fn subject(value: &Value) -> Option<Subject> {
 impl Subject {
     fn is(&self, user: &User) -> bool {
         match self {
-            Self::User(name) => name == "*" || *name == user.name,
+            Self::User(name) => *name == user.name,
             Self::Group(name) => user.in_group(name),
-            Self::Account { namespace, name } => user.service_account() == Some((namespace, name)),
+            Self::Account { namespace, name } => user.account_parts() == Some((namespace, name)),
         }
     }
 }
@@ -302,6 +302,7 @@ fn resource_matches(pattern: &str, resource: &str, subresource: &str) -> bool {
 mod tests {
     use super::*;
     use crate::authz::defaults;
+    use serde_json::json;
 
     fn index() -> Index {
         let all = defaults::all();
@@ -333,7 +334,8 @@ mod tests {
         check("create", "pods", "default", false);
         check("list", "pods", "other", false);
         check("list", "nodes", "", false);
-        let discovery = Attributes { verb: "get".to_owned(), target: Target::Path("/api/v1".to_owned()) };
+        let target = Target::Path("/api/v1".to_owned());
+        let discovery = Attributes { verb: "get".to_owned(), target, ..Attributes::default() };
         assert!(index.allows(&user, &discovery).is_some());
     }
 
@@ -364,6 +366,27 @@ mod tests {
             assert_eq!(index.not_covered(&user, "n", &[wanted]).len(), 1);
         }
         assert_eq!(index.not_covered(&user, "other", &fine).len(), 1);
+    }
+
+    #[test]
+    fn a_subject_is_who_has_exactly_this_name() {
+        let user = User::new("system:serviceaccount:n:a", &["g"]);
+        let check = |subject: Value, expect: bool| {
+            let subject = super::subject(&subject).unwrap();
+            assert_eq!(subject.is(&user), expect, "{subject:?}");
+            assert!(!subject.is(&User::anonymous()), "{subject:?}");
+        };
+        let named =
+            |kind: &str, namespace: &str, name: &str| json!({"kind": kind, "namespace": namespace, "name": name});
+        check(named("User", "", "system:serviceaccount:n:a"), true);
+        check(named("User", "", "*"), false);
+        check(named("User", "", ""), false);
+        check(named("Group", "", "g"), true);
+        check(named("Group", "", "*"), false);
+        check(named("ServiceAccount", "n", "a"), true);
+        check(named("ServiceAccount", "n", "*"), false);
+        check(named("ServiceAccount", "*", "a"), false);
+        check(named("ServiceAccount", "", "a"), false);
     }
 
     #[test]

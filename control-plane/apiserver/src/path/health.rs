@@ -63,5 +63,8 @@ pub(super) fn metrics(kernel: &Kernel) -> String {
     let mut gauges: Vec<(&str, &str, u64)> =
         names.iter().map(|(labels, count)| ("apiserver_storage_objects", labels.as_str(), *count)).collect();
     gauges.push(("apiserver_watch_cache_revision", "", revision));
+    let (allowed, denied) = kernel.authorizer.counts();
+    gauges.push(("authorization_attempts_total", "{result=\"allowed\"}", allowed));
+    gauges.push(("authorization_attempts_total", "{result=\"denied\"}", denied));
     kernel.metrics.render(&gauges)
 }

@@ -1,6 +1,6 @@
 //! Where a proxied request goes: address, scheme, and the path and query that the target understands. Reads the cache, connects nothing.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::IpAddr};
 
 use control_plane_api::{Cause, Object, Status};
 use serde_json::Value;
@@ -45,6 +45,22 @@ fn kubelet(call: &Call, node: &str) -> Outcome<(String, u16)> {
         .ok_or_else(|| unavailable(format!("no preferred addresses found; node {:?} reports none yet", node.name())))?;
     let port = node.i64_at(&["status", "daemonEndpoints", "kubeletEndpoint", "Port"]);
     Ok((host, port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0).unwrap_or(KUBELET_PORT)))
+}
+
+/// An address that pods and Services may lead to; upstream's rule, against CVE-2020-8558's kind: whoever writes a status or an
+/// EndpointSlice would otherwise reach what listens on the server's own loopback, or a cloud's metadata.
+fn proxyable(text: &str) -> Outcome<String> {
+    let refused = || Status::bad_request(format!("address not allowed: {text:?} is no address that pods have"));
+    let address: IpAddr = text.parse().map_err(|_| refused())?;
+    let address = address.to_canonical();
+    let is_allowed = match address {
+        IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_broadcast(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    };
+    if !is_allowed || address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+        return Err(refused().into());
+    }
+    Ok(address.to_string())
 }
 
 /// logs, exec, attach and port-forward of a pod, in the kubelet's words.
@@ -202,9 +218,10 @@ pub(super) async fn node(call: &Call) -> Outcome<Target> {
         None => (call.path.name.as_str(), None),
     };
     let (host, port) = kubelet(call, name)?;
-    let (scheme, port) = match given {
-        Some(other) if other != port => (Scheme::Http, other),
-        _ => (Scheme::Kubelet, port),
+    let (scheme, host, port) = match given {
+        // Whatever else listens on the node: not on an address that the node only claims.
+        Some(other) if other != port => (Scheme::Http, proxyable(&host)?, other),
+        _ => (Scheme::Kubelet, host, port),
     };
     Ok(Target { scheme, host, port, path_and_query: rest(call, &sent_query(call)) })
 }
@@ -243,6 +260,7 @@ pub(super) async fn pod(call: &Call) -> Outcome<Target> {
     if host.is_empty() {
         return Err(unavailable(format!("pod {name} has no address yet")));
     }
+    let host = proxyable(&host)?;
     Ok(Target { scheme, host, port, path_and_query: rest(call, &sent_query(call)) })
 }
 
@@ -280,6 +298,7 @@ pub(super) async fn service(call: &Call) -> Outcome<Target> {
         own.map(|slice| slice.object()).find_map(|slice| endpoint(&slice, port_name))
     });
     let (host, port) = endpoint.ok_or_else(|| unavailable(format!("no endpoints available for service {name:?}")))?;
+    let host = proxyable(&host)?;
     Ok(Target { scheme, host, port, path_and_query: rest(call, &sent_query(call)) })
 }
 
@@ -304,6 +323,27 @@ mod tests {
         assert_eq!(split("web").ok(), Some((Scheme::Http, "web", "")));
         assert_eq!(split("web:http").ok(), Some((Scheme::Http, "web", "http")));
         assert_eq!(split("https:web:443").ok(), Some((Scheme::Https, "web", "443")));
+        for (address, expect) in [
+            ("10.42.0.7", true),
+            ("192.168.1.1", true),
+            ("fd00::7", true),
+            ("127.0.0.1", false),
+            ("127.1.2.3", false),
+            ("169.254.169.254", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("0.0.0.0", false),
+            ("::", false),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("fe80::1", false),
+            ("ff02::1", false),
+            ("localhost", false),
+            ("0x7f.1", false),
+            ("", false),
+        ] {
+            assert_eq!(proxyable(address).is_ok(), expect, "{address}");
+        }
         assert!(split("ftp:web:21").is_err() && split("a:b:c:d").is_err());
         assert_eq!(encode("a b&c=\u{e9}"), "a%20b%26c%3D%C3%A9");
     }

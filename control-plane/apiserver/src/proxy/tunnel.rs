@@ -1,6 +1,6 @@
 //! Moves a request to its target and the answer back; after an upgrade, bytes both ways until either side ends.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use control_plane_api::{Reason, Status};
 use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
@@ -31,12 +31,11 @@ use crate::{
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// What a kubelet says beyond this when it has no log is not told.
 const REFUSAL_BYTES_MAX: usize = 16 * 1024;
-/// Headers that belong to one hop, RFC 9110 section 7.6.1, and credentials that are not the target's business.
-const NOT_FORWARDED: [header::HeaderName; 8] = [
+/// Headers that belong to one hop, RFC 9110 section 7.6.1. Credentials were taken out where they were understood; see `authn.rs`.
+const NOT_FORWARDED: [header::HeaderName; 7] = [
     header::CONNECTION,
     header::HOST,
     header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
     header::TE,
     header::TRAILER,
     header::TRANSFER_ENCODING,
@@ -131,7 +130,13 @@ async fn connect(call: &Call, target: &Target) -> Outcome<Box<dyn Stream>> {
     let failed = |why: String| {
         Status::service_unavailable(format!("error dialing backend {}:{}: {why}", target.host, target.port))
     };
-    let tcp = tokio::time::timeout(CONNECT_MAX, TcpStream::connect((target.host.as_str(), target.port))).await;
+    let connecting = async {
+        match target.host.parse::<IpAddr>() {
+            Ok(address) => TcpStream::connect((address, target.port)).await,
+            Err(_) => TcpStream::connect((target.host.as_str(), target.port)).await,
+        }
+    };
+    let tcp = tokio::time::timeout(CONNECT_MAX, connecting).await;
     let tcp = tcp.map_err(|_| failed("timed out".to_owned()))?.map_err(|error| failed(error.to_string()))?;
     // Terminals feel Nagle's algorithm.
     tcp.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
@@ -175,7 +180,10 @@ pub(super) async fn forward(call: &Call, target: Target, mut request: Request<Bo
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = uri;
     *outgoing.headers_mut() = forwarded(&parts.headers, upgrade.is_some());
-    let host = format!("{}:{}", target.host, target.port);
+    let host = match target.host.contains(':') {
+        true => format!("[{}]:{}", target.host, target.port),
+        false => format!("{}:{}", target.host, target.port),
+    };
     if let Ok(host) = host.parse() {
         outgoing.headers_mut().insert(header::HOST, host);
     }
@@ -223,11 +231,16 @@ async fn refusal(answer: Response<hyper::body::Incoming>) -> Status {
 }
 
 fn forwarded(headers: &HeaderMap, upgrades: bool) -> HeaderMap {
+    let named: Vec<String> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase())
+        .collect();
     let mut out = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
-        let impersonates = name.as_str().starts_with("impersonate-");
-        let bearer_protocol = name == header::SEC_WEBSOCKET_PROTOCOL && !upgrades;
-        if NOT_FORWARDED.contains(name) || *name == header::AUTHORIZATION || impersonates || bearer_protocol {
+        let protocol = name == header::SEC_WEBSOCKET_PROTOCOL && !upgrades;
+        if NOT_FORWARDED.contains(name) || protocol || named.iter().any(|one| one == name.as_str()) {
             continue;
         }
         out.append(name.clone(), value.clone());

@@ -1,6 +1,6 @@
 //! Objects that are answered and never stored: token and access reviews, and bindings made as objects.
 
-use control_plane_api::{Cause, Object, Status};
+use control_plane_api::{Cause, Object, Status, selector::FieldSelector};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
@@ -114,6 +114,7 @@ fn decide(call: &Call, user: &User, object: &Object) -> Outcome<Decision> {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
     let attributes = match (resource, path) {
         (Some(value), None) => Attributes {
+            fields: reviewed_fields(value),
             verb: text(value, "verb"),
             target: Target::Resource {
                 group: text(value, "group"),
@@ -123,7 +124,11 @@ fn decide(call: &Call, user: &User, object: &Object) -> Outcome<Decision> {
                 name: text(value, "name"),
             },
         },
-        (None, Some(value)) => Attributes { verb: text(value, "verb"), target: Target::Path(text(value, "path")) },
+        (None, Some(value)) => Attributes {
+            verb: text(value, "verb"),
+            target: Target::Path(text(value, "path")),
+            fields: FieldSelector::default(),
+        },
         _ => {
             let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
             let cause = Cause::invalid("spec.resourceAttributes", &Value::Null, why);
@@ -131,6 +136,23 @@ fn decide(call: &Call, user: &User, object: &Object) -> Outcome<Decision> {
         }
     };
     Ok(call.kernel.authorizer.decide(user, &attributes))
+}
+
+/// The field selector of a review. A requirement that is no equality narrows nothing here, and what does not parse neither.
+fn reviewed_fields(attributes: &Value) -> FieldSelector {
+    let Some(selector) = attributes.get("fieldSelector") else { return FieldSelector::default() };
+    let raw = selector.get("rawSelector").and_then(Value::as_str).unwrap_or("").to_owned();
+    let requirements = selector.get("requirements").and_then(Value::as_array).into_iter().flatten();
+    let terms = requirements.filter_map(|one| {
+        let values = one.get("values")?.as_array()?;
+        let (key, operator) = (one.get("key")?.as_str()?, one.get("operator")?.as_str()?);
+        match (operator, &values[..]) {
+            ("In", [Value::String(value)]) => Some(crate::fields::term(key, value)),
+            _ => None,
+        }
+    });
+    let text = std::iter::once(raw).chain(terms).filter(|term| !term.is_empty()).collect::<Vec<_>>().join(",");
+    FieldSelector::parse(&text).unwrap_or_default()
 }
 
 fn set_decision(object: &mut Object, decision: &Decision) {

@@ -3,10 +3,11 @@
 use control_plane_api::{Cause, Object, Status, object::rfc3339};
 use http::{Request, Response, StatusCode};
 use jiff::{SignedDuration, Timestamp};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     authn::token::{Bound, Lookup as _, Request as TokenRequest},
+    authz::Attributes,
     body::Body,
     status::Outcome,
     verb::{Call, decode, respond},
@@ -52,7 +53,7 @@ pub(super) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Res
         .key
         .sign(&tokens.claims(&request, call.now))
         .map_err(|error| Status::internal(format!("sign the token: {error}")))?;
-    let expires: Timestamp = call.now + SignedDuration::from_secs(seconds);
+    let expires: Timestamp = call.now.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
     for field in ["name", "namespace"] {
         if let Some(value) = account.at(&["metadata", field]) {
             review.set(&["metadata", field], value.clone());
@@ -65,6 +66,48 @@ pub(super) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Res
     respond::object(&call, StatusCode::CREATED, &review)
 }
 
+/// A kubelet asks for audiences that the pod names, or that it was granted by the verb `request-serviceaccounts-token-audience`: a
+/// token for anybody else is of no use to the pod (upstream's ServiceAccountNodeAudienceRestriction).
+fn audiences(call: &Call, review: &Object, pod: &Object, account: &Object) -> Outcome<()> {
+    let listed: Vec<&str> = review.list_at(&["spec", "audiences"]).iter().filter_map(Value::as_str).collect();
+    // None is the server's own.
+    let wanted = if listed.is_empty() { vec![""] } else { listed };
+    let named = named_audiences(call, pod);
+    for audience in wanted.into_iter().filter(|audience| !named.iter().any(|one| one == audience)) {
+        let verb = "request-serviceaccounts-token-audience";
+        let asked = Attributes::resource(verb, "", audience, account.namespace(), account.name());
+        if !call.kernel.authorizer.decide(&call.user, &asked).allowed {
+            let why = format!("audience {audience:?} not found in pod spec volume");
+            return Err(Status::forbidden("", "serviceaccounts", account.name(), &why).into());
+        }
+    }
+    Ok(())
+}
+
+/// The audiences of a pod's projected tokens, and of those that the CSI drivers of its volumes ask for.
+fn named_audiences(call: &Call, pod: &Object) -> Vec<String> {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or("").to_owned();
+    let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut found = Vec::new();
+    for volume in pod.list_at(&["spec", "volumes"]) {
+        for source in list(volume.get("projected").and_then(|projected| projected.get("sources"))) {
+            if let Some(token) = source.get("serviceAccountToken").filter(|token| !token.is_null()) {
+                found.push(text(token.get("audience")));
+            }
+        }
+        let Some(driver) = volume.get("csi").map(|csi| text(csi.get("driver"))) else { continue };
+        let driver = call.kernel.cache.of("storage.k8s.io", "csidrivers").and_then(|all| all.get("", &driver));
+        for request in driver.iter().flat_map(|driver| driver.object().list_at(&["spec", "tokenRequests"]).to_vec()) {
+            found.push(text(request.get("audience")));
+        }
+    }
+    found
+}
+
+fn unbound(account: &Object) -> Status {
+    Status::forbidden("", "serviceaccounts", account.name(), "node requested token not bound to a pod")
+}
+
 type Binding = (Option<Bound>, Option<(String, String)>);
 
 /// What the token is bound to, checked to be there; for a pod also its node.
@@ -72,7 +115,10 @@ fn bound(call: &Call, review: &Object, account: &Object) -> Outcome<Binding> {
     let text = |field: &str| review.str_at(&["spec", "boundObjectRef", field]).unwrap_or("").to_owned();
     let (kind, name, uid) = (text("kind"), text("name"), text("uid"));
     if kind.is_empty() && name.is_empty() {
-        return Ok((None, None));
+        return match call.user.node_name() {
+            Some(_) => Err(unbound(account).into()),
+            None => Ok((None, None)),
+        };
     }
     let (claim, resource) = match (kind.as_str(), text("apiVersion").as_str()) {
         ("Pod", "v1") => ("pod", "pods"),
@@ -112,22 +158,19 @@ fn bound(call: &Call, review: &Object, account: &Object) -> Outcome<Binding> {
         if !name.is_empty() {
             node = Some((name.to_owned(), cache.uid("nodes", "", name).unwrap_or_default()));
         }
-        // A kubelet gets tokens only for pods on its own node.
-        if let Some(kubelet) = call.user.node_name()
-            && kubelet != name
-        {
-            return Err(
-                Status::forbidden("", "serviceaccounts", account.name(), "the pod is bound to another node").into()
-            );
+        if let Some(kubelet) = call.user.node_name() {
+            let refuse = |why: &str| Status::forbidden("", "serviceaccounts", account.name(), why);
+            // A kubelet gets tokens only for pods on its own node, and for this very pod.
+            if kubelet != name {
+                return Err(refuse("node requested token bound to a pod scheduled on a different node").into());
+            }
+            if uid.is_empty() {
+                return Err(refuse("node requested token with a pod binding without a uid").into());
+            }
+            audiences(call, review, &pod, account)?;
         }
     } else if call.user.node_name().is_some() {
-        return Err(Status::forbidden(
-            "",
-            "serviceaccounts",
-            account.name(),
-            "node requested token not bound to a pod",
-        )
-        .into());
+        return Err(unbound(account).into());
     }
     Ok((Some(Bound { claim, name, uid: found }), node))
 }

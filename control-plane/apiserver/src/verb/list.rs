@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use control_plane_api::{Object, Status, selector::Selector};
+use control_plane_api::{Object, Status};
 use control_plane_store::{Range, Revision};
 use http::Response;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,6 @@ use crate::{
     behaviour,
     body::Body,
     cache::{Cached, Filter, Snapshot},
-    fields,
     status::Outcome,
     verb::Call,
 };
@@ -33,27 +32,18 @@ struct Token {
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
 
 impl Call {
-    /// Namespace, name and selectors of the request.
+    /// Namespace, name and selectors that were authorized.
     pub(crate) fn filter(&self) -> Outcome<Filter> {
         let collection = self.collection()?;
-        let labels = match self.query.first("labelSelector") {
-            Some(text) => Selector::parse(text)
-                .map_err(|error| Status::bad_request(format!("unable to parse the label selector: {error}")))?,
-            None => Selector::everything(),
-        };
-        let mut text = self.query.first("fieldSelector").unwrap_or("").to_owned();
-        if !self.path.name.is_empty() && !text.contains("metadata.name") {
-            let comma = if text.is_empty() { "" } else { "," };
-            text = format!("{text}{comma}metadata.name={}", self.path.name);
-        }
-        let fields = fields::parse(self.row, &text)?;
         let mut prefix = collection.prefix().to_owned();
         // A namespace is only a part of the key where keys have one: `namespaces/x` names an object, not a scope.
-        if self.row.namespaced && !self.path.namespace.is_empty() {
-            prefix.push_str(&self.path.namespace);
+        let namespace = &self.permit.asked().path().namespace;
+        if self.row.namespaced && !namespace.is_empty() {
+            prefix.push_str(namespace);
             prefix.push('/');
         }
-        Ok(Filter::new(collection.row(), prefix, labels, fields))
+        let (labels, fields) = self.permit.asked().selectors();
+        Ok(Filter::new(collection.row(), prefix, labels.clone(), fields.clone()))
     }
 }
 

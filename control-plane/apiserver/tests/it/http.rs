@@ -8,14 +8,28 @@ use tower::Service;
 
 use crate::server::Server;
 
-struct Caller(LocalService);
+pub(crate) struct Caller(LocalService);
 
 impl Caller {
-    fn of(server: &Server) -> Self {
-        Self(server.api.local_service(User::new("admin", &["system:masters"])))
+    pub(crate) fn of(server: &Server) -> Self {
+        Self::as_user(server, User::new("admin", &["system:masters"]))
     }
 
-    async fn send(&mut self, method: &str, uri: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Response<Body> {
+    pub(crate) fn as_user(server: &Server, user: User) -> Self {
+        Self(server.api.local_service(user))
+    }
+
+    pub(crate) async fn send<V>(
+        &mut self,
+        method: &str,
+        uri: &str,
+        headers: &[(&str, V)],
+        body: Vec<u8>,
+    ) -> Response<Body>
+    where
+        V: Copy,
+        http::HeaderValue: TryFrom<V, Error: Into<http::Error>>,
+    {
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -23,11 +37,11 @@ impl Caller {
         self.0.call(request.body(Full::<bytes::Bytes>::from(body)).unwrap()).await.unwrap()
     }
 
-    async fn json(&mut self, method: &str, uri: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn json(&mut self, method: &str, uri: &str, body: Value) -> (u16, Value) {
         self.typed(method, uri, "application/json", body).await
     }
 
-    async fn typed(&mut self, method: &str, uri: &str, media: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn typed(&mut self, method: &str, uri: &str, media: &str, body: Value) -> (u16, Value) {
         let bytes = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
         let response = self.send(method, uri, &[("content-type", media)], bytes).await;
         let code = response.status().as_u16();
@@ -35,10 +49,13 @@ impl Caller {
         (code, serde_json::from_slice(&bytes).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&bytes))))
     }
 
-    async fn get(&mut self, uri: &str) -> (u16, Value) {
+    pub(crate) async fn get(&mut self, uri: &str) -> (u16, Value) {
         self.json("GET", uri, Value::Null).await
     }
 }
+
+/// No headers.
+pub(crate) const NONE: &[(&str, &str)] = &[];
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
@@ -188,8 +205,8 @@ async fn bad_input_is_named() {
         caller.send("POST", MAPS, &[("content-type", "application/json")], typo.to_string().into_bytes()).await;
     assert_eq!(warned.status(), 201);
     assert_eq!(warned.headers()[header::WARNING], "299 - \"unknown field \\\"dataa\\\"\"");
-    assert_eq!(caller.send("POST", MAPS, &[], b"{".to_vec()).await.status(), 400);
-    assert_eq!(caller.send("POST", MAPS, &[], vec![b' '; (3 << 20) + 1]).await.status(), 413);
+    assert_eq!(caller.send("POST", MAPS, NONE, b"{".to_vec()).await.status(), 400);
+    assert_eq!(caller.send("POST", MAPS, NONE, vec![b' '; (3 << 20) + 1]).await.status(), 413);
     let elsewhere =
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "namespace": "kube-system"}});
     assert_eq!(caller.json("POST", MAPS, elsewhere).await.0, 400);
@@ -286,7 +303,7 @@ async fn a_watch_from_before_the_history_is_told_so() {
             assert_eq!(caller.json("PUT", &format!("{MAPS}/m"), lease).await.0, 200);
         }
     }
-    let response = caller.send("GET", &format!("{MAPS}?watch=true&resourceVersion=1"), &[], Vec::new()).await;
+    let response = caller.send("GET", &format!("{MAPS}?watch=true&resourceVersion=1"), NONE, Vec::new()).await;
     assert_eq!(response.status(), 200);
     let event: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
     assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)));
