@@ -162,6 +162,11 @@ fn handle(node: &Arc<Node>, sandbox: &Arc<Sandbox>, message: Message) -> Result<
             info!(container = id, kills, "out of memory");
             Ok(())
         }
+        Message::Event(Event::PauseExited { pid, code }) => {
+            // The exits of its containers follow.
+            error!(sandbox = %sandbox.id, pid, code, "pause process ended");
+            Ok(())
+        }
         Message::Event(Event::Exited(_)) | Message::Reply { .. } => Ok(()),
     }
 }

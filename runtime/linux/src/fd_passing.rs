@@ -27,6 +27,20 @@ struct Control([u8; 16 + 4 * FDS_MAX]);
 /// Receives bytes into `buffer`, handing descriptors that came along to `fds`; returns the number of bytes, zero at
 /// the end of the stream. `EMSGSIZE` when more than [`FDS_MAX`] came: those that fitted are closed.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8], fds: &mut impl Extend<OwnedFd>) -> Result<usize, Errno> {
+    receive_with(socket, buffer, fds, 0)
+}
+
+/// [`receive`] without waiting: `EAGAIN` where nothing is there yet, however the socket is set.
+pub fn receive_now(socket: impl AsFd, buffer: &mut [u8], fds: &mut impl Extend<OwnedFd>) -> Result<usize, Errno> {
+    receive_with(socket, buffer, fds, libc::MSG_DONTWAIT)
+}
+
+fn receive_with(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    fds: &mut impl Extend<OwnedFd>,
+    flags: libc::c_int,
+) -> Result<usize, Errno> {
     // By hand, because nix's iterator refuses a truncated message without saying which descriptors it holds.
     let mut control = Control([0; _]);
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -37,7 +51,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], fds: &mut impl Extend<Owned
     message.msg_control = (&raw mut control).cast();
     message.msg_controllen = size_of::<Control>() as _;
     // SAFETY: the header points at one buffer and one control area of the given lengths, both alive and writable.
-    let count = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let count = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC | flags) };
     let count = Errno::result(count)?;
     let received = received_fds(&message);
     if message.msg_flags & libc::MSG_CTRUNC != 0 {
@@ -104,6 +118,7 @@ mod tests {
         let mut fds: Vec<OwnedFd> = Vec::new();
         assert_eq!(receive(&right, &mut [0; 8], &mut fds), Err(Errno::EMSGSIZE));
         assert!(fds.is_empty());
+        assert_eq!(receive_now(&right, &mut [0; 8], &mut fds), Err(Errno::EAGAIN));
         drop(left);
         assert_eq!(receive(&right, &mut [0; 8], &mut fds), Ok(0));
     }

@@ -37,7 +37,16 @@ pub fn listen_at(path: &Path, kind: SockType) -> Result<OwnedFd, Errno> {
 }
 
 pub fn connect_to(path: &Path, kind: SockType) -> Result<OwnedFd, Errno> {
-    let stream = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    connect_with(path, kind, SockFlag::SOCK_CLOEXEC)
+}
+
+/// The same without waiting for a place in the listener's queue, `EAGAIN` where it is full; the socket never waits afterwards either.
+pub fn connect_now(path: &Path, kind: SockType) -> Result<OwnedFd, Errno> {
+    connect_with(path, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)
+}
+
+fn connect_with(path: &Path, kind: SockType, flags: SockFlag) -> Result<OwnedFd, Errno> {
+    let stream = socket(AddressFamily::Unix, kind, flags, None)?;
     with_address(path, |address| connect(stream.as_raw_fd(), address))?;
     Ok(stream)
 }

@@ -38,6 +38,16 @@ pub fn send_signal(pidfd: impl AsFd, signal: i32) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Reaps a child that has ended; `None` for one that has not. `ECHILD`: somebody else has reaped it, or it is nobody's child here.
+pub fn try_wait(pidfd: impl AsFd) -> Result<Option<Exit>, Errno> {
+    match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+        Ok(WaitStatus::Exited(_, code)) => Ok(Some(Exit::Code(code))),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(Exit::Signal(signal as i32))),
+        Ok(_) | Err(Errno::EINTR) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Waits for a child and reaps it.
 pub fn wait(pidfd: impl AsFd) -> Result<Exit, Errno> {
     loop {

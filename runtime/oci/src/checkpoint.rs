@@ -117,7 +117,7 @@ pub fn restore(
     let externals = Externals::of(spec, bundle.dir(), &seen(root, spec, confinement.cgroup())?);
     let place = Place::new(root, id);
     let lock = place.take()?;
-    let mut undo = Undo::new(&place, confinement);
+    let mut undo = Undo::new(place.clone(), confinement);
     let mut record = Record::new(bundle, id, SystemTime::now());
     record.cgroup = undo.confinement.recorded_path();
     record.unit = undo.confinement.unit().cloned();

@@ -22,7 +22,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use runtime_linux::clone::exit_now;
 use runtime_linux::proc::Proc;
 use runtime_linux::rooted::Root;
-use runtime_linux::{executable, local_socket, namespace, network, process};
+use runtime_linux::{executable, local_socket, namespace, network, process, rlimit};
 
 use crate::plan::{Source, Step};
 use crate::status::{State, Status};
@@ -282,6 +282,8 @@ fn enter(child: &mut Child<'_>, held: &mut Held) -> Done {
     }
     child.stdio = [None, None, None];
     process::reset_signals()?;
+    // A shim holds thousands; what the container gets is what its configuration says, or what the shim itself came with.
+    rlimit::restore_descriptors()?;
     // What is made for the container has the mode that is asked for; the process gets its own umask later.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     match sync::receive_order(&child.sync)? {

@@ -1,8 +1,9 @@
 //! `create`: a bundle becomes a process that waits to be started. Created, or fully undone.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::borrow::Cow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::socket::SockType;
@@ -12,19 +13,21 @@ use runtime_linux::idmap::{self, Maps, Setgroups};
 use runtime_linux::local_socket;
 use runtime_linux::namespace::{self, Kind};
 use runtime_linux::network::Moved;
+use runtime_linux::pidfd::Exit;
 use runtime_linux::proc::Proc;
 
 use crate::cgroup_view::view;
 use crate::child::{Child, Join, TerminalUser, Watch};
 use crate::confine::Confinement;
+use crate::conversation::{Allowed, Conversation, Heard, Talk, drive};
 use crate::error::{Error, Failure};
 use crate::explain::{HostStep, Observer};
 use crate::hooks::{self, Kind as HookKind, Surroundings};
 use crate::plan::{CgroupView, Context, Plan, Step};
-use crate::record::{self, Place, Record};
-use crate::spawn::{Spawn, Spawned, spawn};
+use crate::record::{self, Lock, Place, Record};
+use crate::spawn::{Spawn, begin};
 use crate::status::{State, Status};
-use crate::sync::{self, Fault, Order, Report};
+use crate::sync::{Fault, Order, Report};
 use crate::{Bundle, ContainerId, CreateOptions, Created, StateRoot};
 use crate::{host_mounts, net_devices, notify, resctrl, sources, subordinate};
 
@@ -45,71 +48,230 @@ pub fn create_observed(
     options: CreateOptions,
     mut observer: Option<&mut Observer<'_>>,
 ) -> Result<Created, Error> {
-    let with_notify = options.notify_socket.as_deref().map(|host| notifying(root, id, bundle, host));
-    let bundle = with_notify.as_ref().unwrap_or(bundle);
-    let spec = bundle.spec();
-    let confinement = Confinement::plan(root, spec, id, options.cgroups)?;
-    let plan = plan(root, bundle, id, &options, confinement.cgroup())?;
-    if let Some(observer) = observer.as_deref_mut() {
-        observer.begin(&plan, confinement.cgroup().path());
-    }
-    let place = Place::new(root, id);
-    let lock = place.take()?;
-    let mut undo = Undo::new(&place, confinement);
-    let mut record = new_record(bundle, id, &plan, &options, &undo.confinement);
-    undo.host_mounts.clone_from(&record.host_mounts);
-    undo.rootfs.clone_from(&record.rootfs);
-    let resctrl = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
-    let resctrl = resctrl.map(|rdt| resctrl::Joined::prepare(rdt, id.as_str())).transpose()?;
-    record.resctrl = resctrl.as_ref().and_then(resctrl::Joined::membership).cloned();
-    if with_notify.is_some() {
-        notify::make_directory(&place)?;
-    }
-    place.write_config(bundle.raw())?;
-    place.write(&record)?;
-    note(&mut observer, HostStep::Record)?;
-    let mut warnings = bundle.warnings.clone();
-    warnings.extend(plan.warnings.iter().cloned());
-    undo.confinement.prepare(spec, &mut warnings)?;
-    record.cgroup = undo.confinement.recorded_path();
-    note(&mut observer, HostStep::Cgroup)?;
+    let mut creating = Creating::begin(root, id, Cow::Borrowed(bundle), options, &mut observer)?;
+    drive(&mut creating, &mut observer)
+}
 
-    let listener = local_socket::listen_at(&place.socket(), SockType::SeqPacket).map_err(parent("listen for start"))?;
-    let (ours, theirs) = local_socket::pair().map_err(parent("socketpair"))?;
-    let mut child = prepare(spec, &plan, options, record.state(Status::Creating), theirs, listener)?;
-    child.watch = Watch::of(observer.as_deref());
-    note(&mut observer, HostStep::Sources)?;
-    let mut how = how(&plan, &undo.confinement)?;
-    take_pid_namespace(&mut child, &mut how, &plan);
-    let (mut spawned, ours, lock) = spawn(&how, child, ours, lock).map_err(parent("clone into namespaces"))?;
-    record.pid = spawned.pid;
-    if let Some(observer) = observer.as_deref_mut() {
-        observer.container_is(spawned.pid);
-    }
-    note(&mut observer, HostStep::Clone)?;
+/// A container on its way: its process is there, or is being made. Dropped, it is killed and undone.
+#[derive(Debug)]
+pub struct Creating<'b> {
+    talk: Talk,
+    moved: Vec<Moved>,
+    resctrl: Option<resctrl::Joined>,
+    undo: Undo,
+    bundle: Cow<'b, Bundle>,
+    plan: Plan,
+    record: Record,
+    is_in_cgroup: bool,
+    warnings: Vec<String>,
+    console: Option<OwnedFd>,
+    _lock: Lock,
+}
 
-    if let Some(membership) = &record.resctrl {
-        membership.add(record.pid)?;
+impl<'b> Creating<'b> {
+    /// Everything up to the clone, of which none waits for anybody.
+    pub fn begin(
+        root: &StateRoot,
+        id: &ContainerId,
+        bundle: Cow<'b, Bundle>,
+        options: CreateOptions,
+        observer: &mut Option<&mut Observer<'_>>,
+    ) -> Result<Self, Error> {
+        let host_socket = options.notify_socket.as_deref();
+        let bundle = match host_socket {
+            Some(host) => Cow::Owned(notifying(root, id, &bundle, host)),
+            None => bundle,
+        };
+        let with_notify = host_socket.is_some();
+        let limit = options.limit;
+        let spec = bundle.spec();
+        let confinement = Confinement::plan(root, spec, id, options.cgroups)?;
+        let plan = plan(root, &bundle, id, &options, confinement.cgroup())?;
+        if let Some(observer) = observer.as_deref_mut() {
+            observer.begin(&plan, confinement.cgroup().path());
+        }
+        let place = Place::new(root, id);
+        let lock = place.take()?;
+        let mut undo = Undo::new(place, confinement);
+        let mut record = new_record(&bundle, id, &plan, &options, &undo.confinement);
+        undo.host_mounts.clone_from(&record.host_mounts);
+        undo.rootfs.clone_from(&record.rootfs);
+        let resctrl = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
+        let resctrl = resctrl.map(|rdt| resctrl::Joined::prepare(rdt, id.as_str())).transpose()?;
+        record.resctrl = resctrl.as_ref().and_then(resctrl::Joined::membership).cloned();
+        if with_notify {
+            notify::make_directory(&undo.place)?;
+        }
+        undo.place.write_config(bundle.raw())?;
+        undo.place.write(&record)?;
+        note(observer, HostStep::Record)?;
+        let mut warnings = bundle.warnings.clone();
+        warnings.extend(plan.warnings.iter().cloned());
+        undo.confinement.prepare(spec, &mut warnings)?;
+        record.cgroup = undo.confinement.recorded_path();
+        note(observer, HostStep::Cgroup)?;
+
+        let socket = undo.place.socket();
+        let listener = local_socket::listen_at(&socket, SockType::SeqPacket).map_err(parent("listen for start"))?;
+        let (ours, theirs) = local_socket::pair().map_err(parent("socketpair"))?;
+        let mut child = prepare(spec, &plan, options, record.state(Status::Creating), theirs, listener)?;
+        child.watch = Watch::of(observer.as_deref());
+        note(observer, HostStep::Sources)?;
+        let mut how = how(&plan, &undo.confinement)?;
+        take_pid_namespace(&mut child, &mut how, &plan);
+        let allowed = Allowed {
+            console: plan.setup.iter().any(|step| matches!(step, Step::Console { .. })),
+            hooks: plan.setup.iter().any(|step| matches!(step, Step::RuntimeHooks)),
+            trees: plan.sources.len(),
+            steps: child.watch != Watch::Nobody,
+            runs_on: false,
+        };
+        let (begun, ours, lock) = begin(&how, child, ours, lock).map_err(parent("clone into namespaces"))?;
+        let is_there = begun.spawned().is_some();
+        let mut creating = Self {
+            talk: Talk::new(ours, begun, allowed, limit),
+            moved: Vec::new(),
+            resctrl,
+            undo,
+            bundle,
+            plan,
+            record,
+            is_in_cgroup: how.cgroup.is_some(),
+            warnings,
+            console: None,
+            _lock: lock,
+        };
+        if is_there && let Err(error) = creating.meet(observer) {
+            creating.abandon(error, Instant::now());
+        }
+        Ok(creating)
     }
-    let moved = net_devices::move_in(&plan, record.pid)?;
-    if !moved.is_empty() {
-        note(&mut observer, HostStep::NetDevices)?;
+
+    /// The process is there and waits: its ids, its cgroup, its devices, and its word to go on.
+    fn meet(&mut self, observer: &mut Option<&mut Observer<'_>>) -> Result<(), Error> {
+        self.record.pid = self.talk.pid().ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
+        let (pid, spec) = (self.record.pid, self.bundle.spec());
+        if let Some(observer) = observer.as_deref_mut() {
+            observer.container_is(pid);
+        }
+        note(observer, HostStep::Clone)?;
+        if let Some(membership) = &self.record.resctrl {
+            membership.add(pid)?;
+        }
+        self.moved = net_devices::move_in(&self.plan, pid)?;
+        if !self.moved.is_empty() {
+            note(observer, HostStep::NetDevices)?;
+        }
+        if self.plan.namespaces.is_new(LinuxNamespaceType::User) {
+            let maps = &self.plan.namespaces.maps;
+            if subordinate::needs_helpers(maps) {
+                subordinate::write_maps(pid, maps)?;
+            } else {
+                // user_namespaces(7): who has no CAP_SETGID in the parent namespace must deny setgroups first.
+                let is_root = nix::unistd::geteuid().is_root();
+                let setgroups = if is_root { Setgroups::Allow } else { Setgroups::Deny };
+                let proc = Proc::host().map_err(parent("open /proc"))?;
+                idmap::write(&proc, pid, maps, setgroups).map_err(parent("write id maps"))?;
+            }
+            note(observer, HostStep::IdMaps)?;
+        }
+        if !self.is_in_cgroup {
+            self.undo.confinement.admit(pid, spec, &mut self.warnings)?;
+        }
+        note(observer, HostStep::EnterCgroup)?;
+        // A child that died has said why, if it could; its report is worth more than our EPIPE.
+        let _dead = self.talk.order(Order::Go(pid));
+        Ok(())
     }
-    let conversation = Conversation { spec, plan: &plan, record: &record, confinement: &undo.confinement, sync: &ours };
-    let console = conversation
-        .hold(how.cgroup.is_some(), &mut warnings, &mut observer)
-        .map_err(|error| why(error, &mut spawned))?;
-    record.pid_started = record::start_time(record.pid).ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
-    place.write(&record)?;
-    note(&mut observer, HostStep::Commit)?;
-    sync::send_order(&ours, Order::Commit).map_err(parent("commit"))?;
-    undo.is_armed = false;
-    moved.into_iter().for_each(Moved::settle);
-    resctrl.into_iter().for_each(resctrl::Joined::keep);
-    drop(lock);
-    let pid = spawned.pid;
-    let pidfd = spawned.release().ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
-    Ok(Created { pid, pidfd, console, warnings })
+
+    fn go_on(&mut self, now: Instant, observer: &mut Option<&mut Observer<'_>>) -> Result<Option<Created>, Error> {
+        loop {
+            match self.talk.hear(now)? {
+                Heard::Nothing => return Ok(None),
+                Heard::Spawned => self.meet(observer)?,
+                Heard::Said(Report::Ready) => return self.commit(observer).map(Some),
+                Heard::Said(Report::Done { step, nanoseconds }) => self.done(step, nanoseconds, observer)?,
+                Heard::Said(Report::Console(master)) => self.console = Some(master),
+                Heard::Said(Report::Warning(text)) => self.warnings.push(text),
+                Heard::Said(Report::Failed(fault)) => {
+                    return Err(child_error(&fault, &self.plan.setup, &self.plan.start));
+                }
+                Heard::Said(Report::NeedHooks) => {
+                    runtime_hooks(self.bundle.spec(), &self.record)?;
+                    self.talk.order(Order::HooksDone).map_err(parent("go on after hooks"))?;
+                }
+                Heard::Said(Report::NeedIds { source, tree }) => {
+                    let source = usize::try_from(source).unwrap_or(usize::MAX);
+                    sources::map_ids_of(&self.plan, source, &tree)?;
+                    self.talk.order(Order::IdsMapped).map_err(parent("go on after mapping ids"))?;
+                }
+                Heard::Said(Report::Spawned { .. }) | Heard::Runs => {
+                    return Err(parent("set up the container")(Errno::EPROTO));
+                }
+            }
+        }
+    }
+
+    fn done(&self, step: u32, nanoseconds: u64, observer: &mut Option<&mut Observer<'_>>) -> Result<(), Error> {
+        let Some(observer) = observer.as_deref_mut() else { return Ok(()) };
+        observer.container(step, Duration::from_nanos(nanoseconds))?;
+        if observer.pauses() {
+            self.talk.order(Order::Continue).map_err(parent("go on to the next step"))?;
+        }
+        Ok(())
+    }
+
+    /// It waits for start: the record says who it is, then it may stay.
+    fn commit(&mut self, observer: &mut Option<&mut Observer<'_>>) -> Result<Created, Error> {
+        let pid = self.record.pid;
+        self.record.pid_started = record::start_time(pid).ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
+        self.undo.place.write(&self.record)?;
+        note(observer, HostStep::Commit)?;
+        self.talk.order(Order::Commit).map_err(parent("commit"))?;
+        self.undo.is_armed = false;
+        self.moved.drain(..).for_each(Moved::settle);
+        self.resctrl.take().into_iter().for_each(resctrl::Joined::keep);
+        let pidfd = self.talk.release().ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
+        let (console, warnings) = (self.console.take(), std::mem::take(&mut self.warnings));
+        Ok(Created { pid, pidfd, console, warnings })
+    }
+}
+
+impl Conversation for Creating<'_> {
+    type Done = Created;
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.talk.descriptor()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.talk.due()
+    }
+
+    fn pid(&self) -> Option<i32> {
+        self.talk.pid()
+    }
+
+    fn advance(&mut self, now: Instant, observer: &mut Option<&mut Observer<'_>>) -> Result<Option<Created>, Error> {
+        if !self.talk.is_given_up() {
+            match self.go_on(now, observer) {
+                Ok(done) => return Ok(done),
+                Err(error) => self.talk.give_up(error, now),
+            }
+        }
+        let Some((error, has_ended)) = self.talk.ended(now) else { return Ok(None) };
+        // With a process that does not even die there is nothing to take away; `delete` finds it by the record.
+        self.undo.is_armed &= has_ended;
+        Err(error)
+    }
+
+    fn reaped(&mut self, exit: Exit) {
+        self.talk.reaped(exit);
+    }
+
+    fn abandon(&mut self, error: Error, now: Instant) {
+        self.talk.give_up(error, now);
+    }
 }
 
 /// The bundle with a socket's directory, and the variable that names it.
@@ -135,20 +297,6 @@ pub(crate) fn dry_run(
     let confinement = Confinement::plan(root, bundle.spec(), id, options.cgroups)?;
     let cgroup = confinement.cgroup();
     Ok((plan(root, bundle, id, options, cgroup)?, cgroup.path().to_owned()))
-}
-
-/// A child that vanished may have been killed for memory; say how it ended.
-fn why(error: Error, spawned: &mut Spawned) -> Error {
-    match (error, spawned.pidfd()) {
-        (Error::ChildVanished(_), Some(pidfd)) => match runtime_linux::pidfd::wait(pidfd) {
-            Ok(runtime_linux::pidfd::Exit::Signal(signal)) => Error::ChildVanished(format!(
-                "killed by signal {signal}; a memory limit that is too small for the start of a process does this"
-            )),
-            Ok(exit) => Error::ChildVanished(format!("exit code {}", exit.code())),
-            Err(errno) => Error::ChildVanished(errno.desc().to_owned()),
-        },
-        (error, _) => error,
-    }
 }
 
 fn plan(
@@ -211,21 +359,21 @@ fn new_record(
 
 /// What is undone when `create` fails, in this order after the process itself.
 #[derive(Debug)]
-pub(crate) struct Undo<'a> {
-    pub place: &'a Place,
+pub(crate) struct Undo {
+    pub place: Place,
     pub confinement: Confinement,
     rootfs: PathBuf,
     host_mounts: Vec<PathBuf>,
     pub is_armed: bool,
 }
 
-impl<'a> Undo<'a> {
-    pub(crate) fn new(place: &'a Place, confinement: Confinement) -> Self {
+impl Undo {
+    pub(crate) fn new(place: Place, confinement: Confinement) -> Self {
         Self { place, confinement, rootfs: PathBuf::new(), host_mounts: Vec::new(), is_armed: true }
     }
 }
 
-impl Drop for Undo<'_> {
+impl Drop for Undo {
     fn drop(&mut self) {
         if self.is_armed {
             // The first error is the one that matters; what stays is what `delete --force` finds by the record.
@@ -305,76 +453,6 @@ fn how(plan: &Plan, confinement: &Confinement) -> Result<Spawn, Error> {
 fn take_pid_namespace(child: &mut Child<'_>, how: &mut Spawn, plan: &Plan) {
     if let Some(index) = plan.namespaces.join.iter().position(|(kind, _)| *kind == Kind::Pid) {
         how.pid_namespace = Some(child.joins.remove(index).fd);
-    }
-}
-
-/// The parent's side of the setup.
-struct Conversation<'a> {
-    spec: &'a Spec,
-    plan: &'a Plan,
-    record: &'a Record,
-    confinement: &'a Confinement,
-    sync: &'a OwnedFd,
-}
-
-impl Conversation<'_> {
-    fn hold(
-        &self,
-        is_in_cgroup: bool,
-        warnings: &mut Vec<String>,
-        observer: &mut Option<&mut Observer<'_>>,
-    ) -> Result<Option<OwnedFd>, Error> {
-        let pid = self.record.pid;
-        if self.plan.namespaces.is_new(LinuxNamespaceType::User) {
-            let maps = &self.plan.namespaces.maps;
-            if subordinate::needs_helpers(maps) {
-                subordinate::write_maps(pid, maps)?;
-            } else {
-                // user_namespaces(7): who has no CAP_SETGID in the parent namespace must deny setgroups first.
-                let is_root = nix::unistd::geteuid().is_root();
-                let setgroups = if is_root { Setgroups::Allow } else { Setgroups::Deny };
-                let proc = Proc::host().map_err(parent("open /proc"))?;
-                idmap::write(&proc, pid, maps, setgroups).map_err(parent("write id maps"))?;
-            }
-            note(observer, HostStep::IdMaps)?;
-        }
-        if !is_in_cgroup {
-            self.confinement.admit(pid, self.spec, warnings)?;
-        }
-        note(observer, HostStep::EnterCgroup)?;
-        // A child that died has said why, if it could; its report is worth more than our EPIPE.
-        let _dead = sync::send_order(self.sync, Order::Go(pid));
-        let mut console = None;
-        loop {
-            match sync::receive_report(self.sync) {
-                Ok(Some(Report::Ready)) => return Ok(console),
-                Ok(Some(Report::Done { step, nanoseconds })) => self.done(step, nanoseconds, observer)?,
-                Ok(Some(Report::Console(master))) => console = Some(master),
-                Ok(Some(Report::Warning(text))) => warnings.push(text),
-                Ok(Some(Report::Failed(fault))) => return Err(child_error(&fault, &self.plan.setup, &self.plan.start)),
-                Ok(Some(Report::NeedHooks)) => {
-                    runtime_hooks(self.spec, self.record)?;
-                    sync::send_order(self.sync, Order::HooksDone).map_err(parent("go on after hooks"))?;
-                }
-                Ok(Some(Report::NeedIds { source, tree })) => {
-                    let source = usize::try_from(source).unwrap_or(usize::MAX);
-                    sources::map_ids_of(self.plan, source, &tree)?;
-                    sync::send_order(self.sync, Order::IdsMapped).map_err(parent("go on after mapping ids"))?;
-                }
-                Ok(Some(Report::Spawned { .. })) => return Err(parent("set up the container")(Errno::EPROTO)),
-                Ok(None) | Err(Errno::EPIPE) => return Err(Error::ChildVanished(String::new())),
-                Err(errno) => return Err(parent("set up the container")(errno)),
-            }
-        }
-    }
-
-    fn done(&self, step: u32, nanoseconds: u64, observer: &mut Option<&mut Observer<'_>>) -> Result<(), Error> {
-        let Some(observer) = observer.as_deref_mut() else { return Ok(()) };
-        observer.container(step, Duration::from_nanos(nanoseconds))?;
-        if observer.pauses() {
-            sync::send_order(self.sync, Order::Continue).map_err(parent("go on to the next step"))?;
-        }
-        Ok(())
     }
 }
 

@@ -119,6 +119,11 @@ pub enum Error {
     Abandoned { step: String },
     #[error("the container's init process ended before it was ready ({0})")]
     ChildVanished(String),
+    #[error(
+        "the process did not come to its program within {seconds} s and was killed: the container may stop or trace what is started in \
+         it, or the machine is overloaded"
+    )]
+    TimedOut { seconds: u64 },
 }
 
 /// In runc's words where podman and containerd look for them.

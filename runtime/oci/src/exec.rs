@@ -1,75 +1,161 @@
 //! `exec`: a further process in a container's namespaces and cgroup.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use oci_spec::runtime::{Process, Spec};
 use runtime_linux::cgroup::{Cgroup, SubCgroup};
+use runtime_linux::local_socket;
 use runtime_linux::namespace::Kind;
-use runtime_linux::{local_socket, pidfd};
+use runtime_linux::pidfd::{self, Exit};
 
 use crate::child::{Child, Join, TerminalUser, Watch};
+use crate::conversation::{Allowed, Conversation, Heard, Talk, drive};
 use crate::create::{child_error, parent, seccomp_agent};
 use crate::error::Error;
 use crate::plan::{ProcessContext, STRICT_SECCOMP, Step, is_asked_for, process_steps};
 use crate::record::{Place, Record};
-use crate::spawn::{Spawn, spawn};
+use crate::spawn::{Spawn, begin};
 use crate::status::Status;
-use crate::sync::{self, Order, Report};
-use crate::{ContainerId, ExecOptions, Execed, StateRoot};
+use crate::sync::{Order, Report};
+use crate::{ContainerId, ExecOptions, Execed, Observer, StateRoot};
 
 /// Runs a further process in a created or running container; comes back when it runs its program.
 pub fn exec(root: &StateRoot, id: &ContainerId, process: &Process, options: ExecOptions) -> Result<Execed, Error> {
-    let place = Place::new(root, id);
-    let record = place.load()?;
-    let cgroup = root.cgroup(&record.cgroup)?;
-    let status = record.status(&place, || cgroup.is_frozen().unwrap_or(false));
-    match status {
-        Status::Created | Status::Running => {}
-        Status::Paused if options.ignore_paused => {}
-        _ => return Err(Error::WrongStatus { id: id.to_string(), operation: "exec", status }),
+    drive(&mut Executing::begin(root, id, process, options)?, &mut None)
+}
+
+/// A further process on its way to its program. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Executing {
+    talk: Talk,
+    record: Record,
+    cgroup: Cgroup,
+    sub_cgroups: Vec<SubCgroup>,
+    setup: Vec<Step>,
+    start: Vec<Step>,
+    warnings: Vec<String>,
+    console: Option<OwnedFd>,
+}
+
+impl Executing {
+    /// Everything up to the clone, of which none waits for anybody.
+    pub fn begin(root: &StateRoot, id: &ContainerId, process: &Process, options: ExecOptions) -> Result<Self, Error> {
+        let place = Place::new(root, id);
+        let record = place.load()?;
+        let cgroup = root.cgroup(&record.cgroup)?;
+        let status = record.status(&place, || cgroup.is_frozen().unwrap_or(false));
+        match status {
+            Status::Created | Status::Running => {}
+            Status::Paused if options.ignore_paused => {}
+            _ => return Err(Error::WrongStatus { id: id.to_string(), operation: "exec", status }),
+        }
+        let spec = place.config()?;
+        let mut warnings = Vec::new();
+        let (setup, start) = steps(process, &spec, id, &options, &mut warnings)?;
+        let init = pidfd::open(record.pid).map_err(parent("open the container's init"))?;
+        // The pid could have been taken over before it was opened, not after.
+        if !record.is_alive() {
+            return Err(Error::WrongStatus { id: id.to_string(), operation: "exec", status: Status::Stopped });
+        }
+        let (ours, theirs) = local_socket::pair().map_err(parent("socketpair"))?;
+        let (how, joins) = namespaces(&record, &init)?;
+        let stdio = options.stdio;
+        let child = Child {
+            sync: theirs,
+            listener: None,
+            joins,
+            joins_mounts: record.namespaces.iter().any(|name| name == Kind::Mount.file_name()),
+            chroot: chroot(&record)?,
+            sources: Vec::new(),
+            source_paths: &[],
+            stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
+            setup: &setup,
+            start: &start,
+            arguments: process.args().as_deref().unwrap_or(&[]),
+            environment: process.env().as_deref().unwrap_or(&[]),
+            terminal: TerminalUser { uid: process.user().uid() },
+            hooks: None,
+            state: record.state(status),
+            watch: Watch::Nobody,
+            agent: seccomp_agent(&spec, &start)?,
+        };
+        let allowed = Allowed { console: process.terminal() == Some(true), runs_on: true, ..Allowed::default() };
+        let (begun, ours, ()) = begin(&how, child, ours, ()).map_err(parent("clone into the container"))?;
+        let talk = Talk::new(ours, begun, allowed, options.limit);
+        Ok(Self { talk, record, cgroup, sub_cgroups: options.sub_cgroups, setup, start, warnings, console: None })
     }
-    let spec = place.config()?;
-    let mut warnings = Vec::new();
-    let (setup, start) = steps(process, &spec, id, &options, &mut warnings)?;
-    let init = pidfd::open(record.pid).map_err(parent("open the container's init"))?;
-    // The pid could have been taken over before it was opened, not after.
-    if !record.is_alive() {
-        return Err(Error::WrongStatus { id: id.to_string(), operation: "exec", status: Status::Stopped });
+
+    /// The process is there and waits: its cgroup, and its word to go on.
+    fn meet(&self) -> Result<(), Error> {
+        let pid = self.talk.pid().ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
+        enter_cgroup(&self.cgroup, &self.sub_cgroups, &self.record, pid)?;
+        if let Some(membership) = &self.record.resctrl {
+            membership.add(pid)?;
+        }
+        // One that died has said why, if it could.
+        let _dead = self.talk.order(Order::Go(pid));
+        Ok(())
     }
-    let (ours, theirs) = local_socket::pair().map_err(parent("socketpair"))?;
-    let (how, joins) = namespaces(&record, &init)?;
-    let stdio = options.stdio;
-    let child = Child {
-        sync: theirs,
-        listener: None,
-        joins,
-        joins_mounts: record.namespaces.iter().any(|name| name == Kind::Mount.file_name()),
-        chroot: chroot(&record)?,
-        sources: Vec::new(),
-        source_paths: &[],
-        stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
-        setup: &setup,
-        start: &start,
-        arguments: process.args().as_deref().unwrap_or(&[]),
-        environment: process.env().as_deref().unwrap_or(&[]),
-        terminal: TerminalUser { uid: process.user().uid() },
-        hooks: None,
-        state: record.state(status),
-        watch: Watch::Nobody,
-        agent: seccomp_agent(&spec, &start)?,
-    };
-    let (spawned, ours, ()) = spawn(&how, child, ours, ()).map_err(parent("clone into the container"))?;
-    enter_cgroup(&cgroup, &options.sub_cgroups, &record, spawned.pid)?;
-    if let Some(membership) = &record.resctrl {
-        membership.add(spawned.pid)?;
+
+    fn go_on(&mut self, now: Instant) -> Result<Option<Execed>, Error> {
+        loop {
+            match self.talk.hear(now)? {
+                Heard::Nothing => return Ok(None),
+                Heard::Spawned => self.meet()?,
+                Heard::Said(Report::Ready) => {}
+                Heard::Said(Report::Console(master)) => self.console = Some(master),
+                Heard::Said(Report::Warning(text)) => self.warnings.push(text),
+                Heard::Said(Report::Failed(fault)) => return Err(child_error(&fault, &self.setup, &self.start)),
+                Heard::Runs => {
+                    let vanished = || Error::ChildVanished("at once".to_owned());
+                    let pid = self.talk.pid().ok_or_else(vanished)?;
+                    let pidfd = self.talk.release().ok_or_else(vanished)?;
+                    let (console, warnings) = (self.console.take(), std::mem::take(&mut self.warnings));
+                    return Ok(Some(Execed { pid, pidfd, console, warnings }));
+                }
+                Heard::Said(
+                    Report::NeedHooks | Report::NeedIds { .. } | Report::Spawned { .. } | Report::Done { .. },
+                ) => return Err(parent("exec")(Errno::EPROTO)),
+            }
+        }
     }
-    let _dead = sync::send_order(&ours, Order::Go(spawned.pid));
-    let console = hold(&ours, &setup, &start, &mut warnings)?;
-    let pid = spawned.pid;
-    let pidfd = spawned.release().ok_or_else(|| Error::ChildVanished("at once".to_owned()))?;
-    Ok(Execed { pid, pidfd, console, warnings })
+}
+
+impl Conversation for Executing {
+    type Done = Execed;
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.talk.descriptor()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.talk.due()
+    }
+
+    fn pid(&self) -> Option<i32> {
+        self.talk.pid()
+    }
+
+    fn advance(&mut self, now: Instant, _: &mut Option<&mut Observer<'_>>) -> Result<Option<Execed>, Error> {
+        if !self.talk.is_given_up() {
+            match self.go_on(now) {
+                Ok(done) => return Ok(done),
+                Err(error) => self.talk.give_up(error, now),
+            }
+        }
+        self.talk.ended(now).map_or(Ok(None), |(error, _)| Err(error))
+    }
+
+    fn reaped(&mut self, exit: Exit) {
+        self.talk.reaped(exit);
+    }
+
+    fn abandon(&mut self, error: Error, now: Instant) {
+        self.talk.give_up(error, now);
+    }
 }
 
 fn steps(
@@ -147,30 +233,6 @@ fn enter_cgroup(cgroup: &Cgroup, below: &[SubCgroup], record: &Record, pid: i32)
     match place.and_then(|path| Cgroup::new(cgroup.hierarchy(), path).ok()) {
         Some(place) if Path::new(place.path()).starts_with(cgroup.path()) || !cgroup.exists() => Ok(place.add(pid)?),
         _ => Err(error.into()),
-    }
-}
-
-/// Until the child's end of the socket closes at its exec.
-fn hold(
-    socket: &OwnedFd,
-    setup: &[Step],
-    start: &[Step],
-    warnings: &mut Vec<String>,
-) -> Result<Option<OwnedFd>, Error> {
-    let (mut console, mut is_ready) = (None, false);
-    loop {
-        match sync::receive_report(socket) {
-            Ok(Some(Report::Ready)) => is_ready = true,
-            Ok(Some(Report::Console(master))) => console = Some(master),
-            Ok(Some(Report::Warning(text))) => warnings.push(text),
-            Ok(Some(Report::Failed(fault))) => return Err(child_error(&fault, setup, start)),
-            Ok(None) | Err(Errno::EPIPE) if is_ready => return Ok(console),
-            Ok(None) | Err(Errno::EPIPE) => return Err(Error::ChildVanished("killed".to_owned())),
-            Ok(Some(Report::NeedHooks | Report::NeedIds { .. } | Report::Spawned { .. } | Report::Done { .. })) => {
-                return Err(parent("exec")(Errno::EPROTO));
-            }
-            Err(errno) => return Err(parent("exec")(errno)),
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! A process of ours enters the container's namespaces as an exec's does, and ends when it is done. Invariant: of several mounts all are
 //! made, or none stays.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -128,16 +129,22 @@ impl Container {
             watch: Watch::Nobody,
             agent: None,
         };
-        let (spawned, ours, ()) = spawn(&how, child, ours, ()).map_err(parent("clone into the container"))?;
+        let (spawned, ours) = spawn(&how, child, ours).map_err(parent("clone into the container"))?;
         let _dead = sync::send_order(&ours, Order::Go(spawned.pid));
+        let outcome = Self::hear(plan, &ours);
+        spawned.end();
+        outcome
+    }
+
+    fn hear(plan: &Plan, ours: &OwnedFd) -> Result<Option<Fault>, Error> {
         loop {
-            match sync::receive_report(&ours) {
-                // It has nothing more to do, and is ended and reaped here.
+            match sync::receive_report(ours) {
+                // It has nothing more to do, and is ended and reaped by our caller.
                 Ok(Some(Report::Ready)) => return Ok(None),
                 Ok(Some(Report::Failed(fault))) => return Ok(Some(fault)),
                 Ok(Some(Report::NeedIds { source, tree })) => {
                     sources::map_ids_of(plan, usize::try_from(source).unwrap_or(usize::MAX), &tree)?;
-                    sync::send_order(&ours, Order::IdsMapped).map_err(parent("go on after mapping ids"))?;
+                    sync::send_order(ours, Order::IdsMapped).map_err(parent("go on after mapping ids"))?;
                 }
                 Ok(None) | Err(Errno::EPIPE) => return Err(Error::ChildVanished("killed".to_owned())),
                 Ok(Some(_)) => return Err(parent("mounts")(Errno::EPROTO)),

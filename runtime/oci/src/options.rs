@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use runtime_linux::cgroup::SubCgroup;
 use runtime_linux::mount::Overlay;
@@ -52,6 +53,8 @@ pub struct CreateOptions {
     pub cgroups: Cgroups,
     /// Of a service manager that waits to hear that the container is ready: see [`crate::Readiness`].
     pub notify_socket: Option<PathBuf>,
+    /// How long its process may take until it waits to be started; beyond it, it is killed and all is undone. `None`: as long as it takes.
+    pub limit: Option<Duration>,
 }
 
 /// A created container: its init is a direct child of the caller, waits for `start`, and is the caller's to reap.
@@ -74,6 +77,8 @@ pub struct ExecOptions {
     pub sub_cgroups: Vec<SubCgroup>,
     /// `--ignore-paused`: do not refuse in a paused container.
     pub ignore_paused: bool,
+    /// How long it may take until its program runs; beyond it, it is killed. `None`: as long as it takes.
+    pub limit: Option<Duration>,
 }
 
 /// A running further process of a container: a direct child of the caller, the caller's to reap.

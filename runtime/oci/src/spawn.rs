@@ -26,7 +26,7 @@ pub(crate) struct Spawn {
     pub cgroup: Option<OwnedFd>,
 }
 
-/// A process that is killed and reaped unless it is released.
+/// A process that is killed unless it is released. Nobody waits for its end here: [`Self::end`] does, and the loops by its pidfd.
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pub pid: i32,
@@ -34,31 +34,80 @@ pub(crate) struct Spawned {
 }
 
 impl Spawned {
+    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
+        Self { pid, pidfd: Some(pidfd) }
+    }
+
     /// The process goes on by itself.
     pub(crate) fn release(mut self) -> Option<OwnedFd> {
         self.pidfd.take()
     }
 
-    pub(crate) fn pidfd(&self) -> Option<&OwnedFd> {
-        self.pidfd.as_ref()
+    /// Kills it and reaps it.
+    pub(crate) fn end(mut self) {
+        self.kill();
+        if let Some(pidfd) = self.pidfd.take() {
+            // A caller that ignores SIGCHLD has no child to reap.
+            let _reaped = pidfd::wait(&pidfd);
+        }
+    }
+
+    fn kill(&self) {
+        if let Some(pidfd) = &self.pidfd {
+            let _ended = pidfd::send_signal(pidfd, nix::libc::SIGKILL);
+        }
     }
 }
 
 impl Drop for Spawned {
     fn drop(&mut self) {
+        self.kill();
         if let Some(pidfd) = self.pidfd.take() {
-            // It may have ended already; then there is only the reaping left, and a caller that ignores SIGCHLD has no child to reap.
-            let _ended = pidfd::send_signal(&pidfd, nix::libc::SIGKILL);
-            let _reaped = pidfd::wait(&pidfd);
+            // Mostly it has ended already, and else it is its parent's to reap.
+            let _reaped = pidfd::try_wait(&pidfd);
+        }
+    }
+}
+
+/// What a clone has made.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// The process itself.
+    Init(Spawned),
+    /// The process in between, which will tell of it.
+    Between(Spawned),
+    /// Nobody any more who would be killed with this.
+    Released,
+}
+
+impl Begun {
+    pub(crate) fn spawned(&self) -> Option<&Spawned> {
+        match self {
+            Self::Init(spawned) => Some(spawned),
+            Self::Between(_) | Self::Released => None,
+        }
+    }
+
+    /// Of whoever is there.
+    pub(crate) fn pidfd(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Init(spawned) | Self::Between(spawned) => spawned.pidfd.as_ref(),
+            Self::Released => None,
+        }
+    }
+
+    pub(crate) fn kill(&self) {
+        if let Self::Init(spawned) | Self::Between(spawned) = self {
+            spawned.kill();
         }
     }
 }
 
 /// Clones. `ours` (the parent's end of the socket pair) and `own` (locks) are what only the parent keeps: they come back, and the child
 /// lets go of them, or it would never see its parent's end.
-pub(crate) fn spawn<T>(spawn: &Spawn, child: Child<'_>, ours: OwnedFd, own: T) -> Result<(Spawned, OwnedFd, T), Errno> {
+pub(crate) fn begin<T>(spawn: &Spawn, child: Child<'_>, ours: OwnedFd, own: T) -> Result<(Begun, OwnedFd, T), Errno> {
     if spawn.has_process_between {
-        return spawn_between(spawn, child, ours, own);
+        return begin_between(spawn, child, ours, own);
     }
     // Whoever lives in the PID namespace sees the child from its first instruction on (CVE-2016-9962).
     let hidden = spawn.pid_namespace.as_ref().map(|_| Undumpable::new()).transpose()?;
@@ -82,19 +131,31 @@ pub(crate) fn spawn<T>(spawn: &Spawn, child: Child<'_>, ours: OwnedFd, own: T) -
             }
             drop(hidden);
             match other? {
-                Cloned::Parent { pid, pidfd } => Ok((Spawned { pid, pidfd: Some(pidfd) }, ours, own)),
+                Cloned::Parent { pid, pidfd } => Ok((Begun::Init(Spawned::new(pid, pidfd)), ours, own)),
                 Cloned::Child => exit_now(1),
             }
         }
     }
 }
 
-fn spawn_between<T>(
-    spawn: &Spawn,
-    mut child: Child<'_>,
-    ours: OwnedFd,
-    own: T,
-) -> Result<(Spawned, OwnedFd, T), Errno> {
+/// [`begin`], and waits until the process itself is there: for callers that have nothing else to do.
+pub(crate) fn spawn(spawn: &Spawn, child: Child<'_>, ours: OwnedFd) -> Result<(Spawned, OwnedFd), Errno> {
+    let (begun, ours, ()) = begin(spawn, child, ours, ())?;
+    let between = match begun {
+        Begun::Init(spawned) => return Ok((spawned, ours)),
+        Begun::Between(between) => between,
+        Begun::Released => return Err(Errno::ECHILD),
+    };
+    let report = sync::receive_report(&ours);
+    between.end();
+    match report? {
+        Some(Report::Spawned { pid, pidfd }) => Ok((Spawned::new(pid, pidfd), ours)),
+        Some(Report::Failed(fault)) => Err(Errno::from_raw(fault.errno)),
+        _ => Err(Errno::EPROTO),
+    }
+}
+
+fn begin_between<T>(spawn: &Spawn, mut child: Child<'_>, ours: OwnedFd, own: T) -> Result<(Begun, OwnedFd, T), Errno> {
     match clone(0, None)? {
         Cloned::Child => {
             drop((ours, own));
@@ -109,15 +170,9 @@ fn spawn_between<T>(
             let _gone = sync::send_report(&child.sync, &report);
             exit_now(0)
         }
-        Cloned::Parent { pidfd: between, .. } => {
+        Cloned::Parent { pid, pidfd } => {
             drop(child);
-            let report = sync::receive_report(&ours);
-            pidfd::wait(&between)?;
-            match report? {
-                Some(Report::Spawned { pid, pidfd }) => Ok((Spawned { pid, pidfd: Some(pidfd) }, ours, own)),
-                Some(Report::Failed(fault)) => Err(Errno::from_raw(fault.errno)),
-                _ => Err(Errno::EPROTO),
-            }
+            Ok((Begun::Between(Spawned::new(pid, pidfd)), ours, own))
         }
     }
 }

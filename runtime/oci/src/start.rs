@@ -1,13 +1,15 @@
 //! `start`: the word to a created container's init, and its last answer.
 
-use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::SockType;
 use runtime_linux::local_socket;
+use runtime_linux::pidfd::{self, Exit};
 
 use crate::child::Watch;
+use crate::conversation::{Conversation, Illegal, Stage, Word, drive};
 use crate::create::{child_error, parent};
 use crate::error::Error;
 use crate::hooks::{self, Kind, Surroundings};
@@ -42,54 +44,125 @@ pub fn start_observed(
     id: &ContainerId,
     mut observer: Option<&mut Observer<'_>>,
 ) -> Result<(), Error> {
-    let place = Place::new(root, id);
-    let record = place.load()?;
-    let wrong = |status| Err(Error::WrongStatus { id: id.to_string(), operation: "start", status });
-    match record.status(&place, || false) {
-        Status::Created => {}
-        status => return wrong(status),
-    }
-    if record.lacks_program {
-        return Err(crate::plan::invalid("process", "is missing: there is no program to start"));
-    }
-    let socket = place.socket();
-    let starter = match local_socket::connect_to(&socket, SockType::SeqPacket) {
-        Ok(starter) => starter,
-        Err(errno @ (Errno::ECONNREFUSED | Errno::ENOENT)) => {
-            // Started by another, who was killed before it could remove the socket, or was quicker than us.
-            remove_socket(&socket)?;
-            return if record.is_alive() { wrong(Status::Running) } else { Err(parent("start")(errno)) };
-        }
-        Err(errno) => return Err(parent("connect to the waiting process")(errno)),
-    };
-    nix::unistd::write(&starter, &[word(Watch::of(observer.as_deref()))]).map_err(parent("start"))?;
-    let answer = answer(&starter, observer.as_deref_mut());
-    remove_socket(&socket)?;
-    if let Some(fault) = answer? {
-        return Err(start_error(&place, &fault));
-    }
+    let mut starting = Starting::begin(root, id, Watch::of(observer.as_deref()), None)?;
+    drive(&mut starting, &mut observer)?;
     if let Some(observer) = observer {
         observer.running()?;
     }
-    poststart(root, id, &record)
+    poststart(root, id, &starting.record)
 }
 
-/// What failed; silence and the end of the socket is an exec that worked.
-fn answer(starter: &OwnedFd, mut observer: Option<&mut Observer<'_>>) -> Result<Option<sync::Fault>, Error> {
-    loop {
-        match sync::receive_report(starter) {
-            Ok(Some(Report::Failed(fault))) => return Ok(Some(fault)),
-            Ok(Some(Report::Done { step, nanoseconds })) => {
-                if let Some(observer) = observer.as_deref_mut() {
-                    observer.container(step, Duration::from_nanos(nanoseconds))?;
-                    if observer.pauses() {
-                        sync::send_order(starter, Order::Continue).map_err(parent("go on to the next step"))?;
+/// A container on its way to its program. Dropped, it goes on by itself: who wants it ended kills it.
+#[derive(Debug)]
+pub struct Starting {
+    place: Place,
+    record: Record,
+    init: OwnedFd,
+    starter: OwnedFd,
+    stage: Stage,
+    limit: Option<(Instant, Duration)>,
+}
+
+impl Starting {
+    /// The word to go on; its answer is what the conversation waits for. Poststart hooks are the caller's.
+    pub fn new(root: &StateRoot, id: &ContainerId, limit: Option<Duration>) -> Result<Self, Error> {
+        Self::begin(root, id, Watch::Nobody, limit)
+    }
+
+    fn begin(root: &StateRoot, id: &ContainerId, watch: Watch, limit: Option<Duration>) -> Result<Self, Error> {
+        let place = Place::new(root, id);
+        let record = place.load()?;
+        let wrong = |status| Error::WrongStatus { id: id.to_string(), operation: "start", status };
+        match record.status(&place, || false) {
+            Status::Created => {}
+            status => return Err(wrong(status)),
+        }
+        if record.lacks_program {
+            return Err(crate::plan::invalid("process", "is missing: there is no program to start"));
+        }
+        let init = pidfd::open(record.pid).map_err(parent("open the container's init"))?;
+        let socket = place.socket();
+        let starter = match local_socket::connect_now(&socket, SockType::SeqPacket) {
+            Ok(starter) => starter,
+            Err(errno @ (Errno::ECONNREFUSED | Errno::ENOENT)) => {
+                // Started by another, who was killed before it could remove the socket, or was quicker than us.
+                remove_socket(&socket)?;
+                return Err(if record.is_alive() { wrong(Status::Running) } else { parent("start")(errno) });
+            }
+            Err(errno) => return Err(parent("connect to the waiting process")(errno)),
+        };
+        nix::unistd::write(&starter, &[word(watch)]).map_err(parent("start"))?;
+        let stage = Stage::Program { steps: watch != Watch::Nobody };
+        let limit = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
+        Ok(Self { place, record, init, starter, stage, limit })
+    }
+
+    /// Silence and the end of the socket is an exec that worked.
+    fn go_on(&mut self, now: Instant, observer: &mut Option<&mut Observer<'_>>) -> Result<Option<()>, Error> {
+        loop {
+            let report = match sync::receive_report_now(&self.starter) {
+                Ok(report) => report,
+                Err(Errno::EPIPE) => None,
+                Err(Errno::EAGAIN) => {
+                    return match self.limit {
+                        Some((at, limit)) if at <= now => Err(Error::TimedOut { seconds: limit.as_secs() }),
+                        _ => Ok(None),
+                    };
+                }
+                Err(errno) => return Err(parent("wait for exec")(errno)),
+            };
+            let illegal = |Illegal| parent("wait for exec")(Errno::EPROTO);
+            self.stage = self.stage.next(Word::of(report.as_ref())).map_err(illegal)?;
+            match report {
+                None => return Ok(Some(())),
+                Some(Report::Failed(fault)) => return Err(start_error(&self.place, &fault)),
+                Some(Report::Done { step, nanoseconds }) => {
+                    if let Some(observer) = observer.as_deref_mut() {
+                        observer.container(step, Duration::from_nanos(nanoseconds))?;
+                        if observer.pauses() {
+                            sync::send_order(&self.starter, Order::Continue)
+                                .map_err(parent("go on to the next step"))?;
+                        }
                     }
                 }
+                Some(_) => return Err(illegal(Illegal)),
             }
-            Ok(_) | Err(Errno::EPIPE) => return Ok(None),
-            Err(errno) => return Err(parent("wait for exec")(errno)),
         }
+    }
+}
+
+impl Conversation for Starting {
+    type Done = ();
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.starter.as_fd()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.limit.map(|(at, _)| at)
+    }
+
+    fn pid(&self) -> Option<i32> {
+        Some(self.record.pid)
+    }
+
+    fn advance(&mut self, now: Instant, observer: &mut Option<&mut Observer<'_>>) -> Result<Option<()>, Error> {
+        let answer = self.go_on(now, observer);
+        if let Err(Error::TimedOut { .. } | Error::Parent(_)) = &answer {
+            // Neither created nor running any more: its end is told as any other. ESRCH: it has ended.
+            let _ended = pidfd::send_signal(&self.init, nix::libc::SIGKILL);
+        }
+        if !matches!(answer, Ok(None)) {
+            remove_socket(&self.place.socket())?;
+        }
+        answer
+    }
+
+    fn reaped(&mut self, _: Exit) {}
+
+    fn abandon(&mut self, _: Error, _: Instant) {
+        // ESRCH: it has ended, which the socket says too.
+        let _ended = pidfd::send_signal(&self.init, nix::libc::SIGKILL);
     }
 }
 

@@ -137,7 +137,20 @@ pub(crate) fn receive_report(socket: impl AsFd) -> Result<Option<Report>, Errno>
     let mut buffer = [0; MESSAGE_BYTES_MAX];
     let mut descriptors: Vec<OwnedFd> = Vec::new();
     let length = retry(|| fd_passing::receive(socket.as_fd(), &mut buffer, &mut descriptors))?;
-    let Some((tag, rest)) = buffer[..length].split_first() else { return Ok(None) };
+    parse_report(&buffer[..length], descriptors)
+}
+
+/// The same without waiting: `EAGAIN` while nothing has been said.
+pub(crate) fn receive_report_now(socket: impl AsFd) -> Result<Option<Report>, Errno> {
+    let mut buffer = [0; MESSAGE_BYTES_MAX];
+    let mut descriptors: Vec<OwnedFd> = Vec::new();
+    let length = retry(|| fd_passing::receive_now(socket.as_fd(), &mut buffer, &mut descriptors))?;
+    parse_report(&buffer[..length], descriptors)
+}
+
+/// What a message says, whoever wrote it; none is the other side's end.
+pub(crate) fn parse_report(message: &[u8], mut descriptors: Vec<OwnedFd>) -> Result<Option<Report>, Errno> {
+    let Some((tag, rest)) = message.split_first() else { return Ok(None) };
     let number = |at: usize| -> Result<i32, Errno> {
         let bytes = rest.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).ok_or(Errno::EPROTO)?;
         Ok(i32::from_ne_bytes(bytes))

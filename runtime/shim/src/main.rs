@@ -142,6 +142,10 @@ fn set_up(dir: &Path, config: Config, lock: &Flock<File>) -> Result<Server, Fail
     let _refused = fs::write("/proc/self/oom_score_adj", "-998");
     nix::sys::prctl::set_child_subreaper(true).map_err(|error| failed("become a subreaper", &error))?;
     let pod = shim::pod::make(dir, &config).map_err(|error| failed("make the pod's namespaces", &error))?;
+    // After the pod's processes; the containers' get their soft limit back between clone and exec.
+    if let Err(error) = runtime_linux::rlimit::raise_descriptors() {
+        note(&format!("raise the limit of descriptors: {error}"));
+    }
     let listener =
         runtime_shim::socket::listen(dir).map_err(|error| failed(&format!("listen in {}", dir.display()), &error))?;
     listener.set_nonblocking(true).map_err(|error| failed("listen", &error))?;

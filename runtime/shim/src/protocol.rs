@@ -13,8 +13,11 @@ use std::path::PathBuf;
 /// The protocol's version, told in [`PodInfo::protocol`].
 pub const PROTOCOL: u32 = 1;
 
-/// One request. `seq` is chosen by the client and comes back in the reply; requests may be pipelined, and only
-/// [`Request::Wait`] is answered out of order.
+/// The `seq` of a reply that is to no request but about the connection; a client counts from 1.
+pub const CONNECTION_SEQ: u64 = 0;
+
+/// One request. `seq` is chosen by the client and comes back in the reply. Requests may be pipelined: a connection's are served one after
+/// the other, and only [`Request::Wait`] is answered out of order.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Call {
     pub seq: u64,
@@ -155,6 +158,9 @@ pub struct Exec {
     pub stdout: bool,
     #[serde(default)]
     pub stderr: bool,
+    /// The process ends with the connection that asked for it: nobody is left who wants what it does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tied: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -185,6 +191,9 @@ pub enum Event {
     Exited(ExitRecord),
     /// The kernel killed a process for memory in this container; `kills` counts them since creation.
     Oom { id: String, kills: u64 },
+    /// The pod's pid 1 has ended, though nobody asked it to: every process of the pod's PID namespace ends with it, and no other can be
+    /// made. Told to clients of protocol 2.
+    PauseExited { pid: i32, code: i32 },
     /// The subscriber was too slow and events were dropped; ask for Info. Sent once the queue has room again.
     Lost { events: u64 },
 }
@@ -198,6 +207,9 @@ pub struct PodInfo {
     /// The process that is pid 1 of a shared PID namespace.
     #[serde(default)]
     pub pause_pid: Option<i32>,
+    /// That process has ended, though nobody asked it to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pause_lost: bool,
     /// Namespaces pinned by the shim, by OCI name (`network`, `ipc`, `uts`, `user`, `pid`), as paths for the bundle.
     pub namespaces: Vec<(String, PathBuf)>,
     /// Sorted by id.

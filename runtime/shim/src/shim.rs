@@ -5,6 +5,10 @@ pub(crate) mod server;
 
 mod request;
 
+mod conversation;
+
+mod deletion;
+
 pub(crate) mod container;
 
 mod stdio;

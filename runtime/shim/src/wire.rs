@@ -60,6 +60,12 @@ impl Decoder {
         Ok(Some(message))
     }
 
+    /// Bytes that wait for the rest of their message, or to be decoded.
+    #[must_use]
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Whether part of a message is waiting for its rest.
     #[must_use]
     pub fn is_empty(&self) -> bool {

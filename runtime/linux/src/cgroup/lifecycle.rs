@@ -316,6 +316,21 @@ impl Cgroup {
         self.hierarchy().places().iter().filter(is_left).count() == 0
     }
 
+    /// [`Self::remove`] without waiting: false while processes are still here or below.
+    pub fn try_remove(&self) -> Result<bool, Error> {
+        let mut is_removed = true;
+        for place in self.hierarchy().places() {
+            match remove_tree(&place.join(self.path())) {
+                Ok(()) => {}
+                Err(Error::Remove { source, .. }) if source.raw_os_error() == Some(Errno::EBUSY as i32) => {
+                    is_removed = false;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(is_removed)
+    }
+
     fn remove_from(&self, place: &Place, deadline: Instant) -> Result<(), Error> {
         let directory = place.join(self.path());
         loop {

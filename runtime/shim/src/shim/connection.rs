@@ -17,6 +17,8 @@ use std::os::unix::net::UnixStream;
 
 /// What may wait for one client.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
+/// What is read of the next requests while one is being worked on.
+const AHEAD_BYTES_MAX: usize = 64 * 1024;
 /// Descriptors sent ahead of their request's last byte; more is a broken client.
 const FDS_WAITING_MAX: usize = 16;
 
@@ -28,6 +30,8 @@ pub(crate) struct Connection {
     queue: VecDeque<Frame>,
     queued_bytes: usize,
     pub(crate) subscribed: bool,
+    /// A request is being worked on; the next is taken once it is answered.
+    pub(crate) waits: bool,
     lost: u64,
 }
 
@@ -54,6 +58,7 @@ impl Connection {
             queue: VecDeque::new(),
             queued_bytes: 0,
             subscribed: false,
+            waits: false,
             lost: 0,
         })
     }
@@ -72,9 +77,9 @@ impl Connection {
         }
     }
 
-    /// The next whole request, unless answers have piled up.
+    /// The next whole request, unless answers have piled up or the last one is being worked on.
     pub(crate) fn next_call(&mut self) -> Result<Option<Call>, Gone> {
-        if self.queued_bytes > QUEUE_BYTES_MAX {
+        if self.queued_bytes > QUEUE_BYTES_MAX || self.waits {
             return Ok(None);
         }
         self.decoder.decode().map_err(|_| Gone)
@@ -122,7 +127,9 @@ impl Connection {
             }
         }
         let mut flags = EpollFlags::empty();
-        if self.queued_bytes <= QUEUE_BYTES_MAX {
+        // Who waits for an answer is still seen to go, but what it asks meanwhile stays in its socket beyond a frame's worth.
+        let is_full = self.waits && self.decoder.buffered() > AHEAD_BYTES_MAX;
+        if self.queued_bytes <= QUEUE_BYTES_MAX && !is_full {
             flags |= EpollFlags::EPOLLIN;
         }
         if !self.queue.is_empty() {

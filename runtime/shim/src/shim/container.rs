@@ -1,13 +1,14 @@
 //! One container: the facts about it, and what is done to it through the OCI library.
 //!
 //! ```text
-//!   create -> Created -- start --> Running -- exit --> Exited -- delete --> gone
+//!   (Coming) -> Created -- start --> Running -- exit --> Exited -- delete --> gone
 //!                \------------- exit ----------------/
 //! ```
 //!
 //! The state is derived: an exit record *is* Exited, a start time *is* Running.
 
 use super::clock;
+use super::conversation::{Asked, LIMIT};
 use super::log::Log;
 use super::reactor::{Reactor, Watched};
 use super::server::Source;
@@ -16,10 +17,11 @@ use nix::fcntl::OFlag;
 use nix::sys::epoll::EpollFlags;
 use oci_spec::runtime::Spec;
 use runtime_linux::cgroup::{Cgroup, Hierarchy, OomWatch};
-use runtime_linux::pidfd::Exit;
-use runtime_oci::{Bundle, ContainerId, CreateOptions, ExecOptions, StateRoot};
+use runtime_linux::pidfd::{self, Exit};
+use runtime_oci::{Bundle, ContainerId, CreateOptions, Creating, ExecOptions, Executing, Starting, StateRoot};
 use runtime_shim::record::VERSION;
-use runtime_shim::{ContainerInfo, ContainerState, Create, Exec, ExecInfo, ExitRecord, Failure, FailureCode};
+use runtime_shim::{ContainerInfo, ContainerState, Create, Exec, ExecInfo, ExitRecord, Failure, FailureCode, Target};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
@@ -31,6 +33,8 @@ use std::rc::Rc;
 const ENDED_EXECS_MAX: usize = 64;
 /// Execs running at once in one container.
 const EXECS_MAX: usize = 1024;
+/// An id goes back in every record, answer and event.
+const EXEC_ID_BYTES_MAX: usize = 1024;
 
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -40,6 +44,7 @@ pub(crate) struct Container {
     bundle: PathBuf,
     pub(crate) terminal: bool,
     created_at_ns: i64,
+    pub(crate) is_starting: bool,
     started_at_ns: Option<i64>,
     pub(crate) exit: Option<ExitRecord>,
     pub(crate) oom_kills: u64,
@@ -54,6 +59,8 @@ pub(crate) struct Container {
 pub(crate) struct Execution {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
+    /// The connection that it ends with.
+    tied: Option<u64>,
     started_at_ns: i64,
     pub(crate) exit: Option<ExitRecord>,
 }
@@ -125,13 +132,27 @@ fn cgroup_of(spec: &Spec, hierarchy: &Hierarchy) -> Option<Cgroup> {
     Cgroup::new(hierarchy, path.to_str()?).ok()
 }
 
-impl Container {
-    pub(crate) fn create(
+/// A container that is being created: what its process does not need and it will.
+#[derive(Debug)]
+pub(crate) struct Coming {
+    pub(crate) id: ContainerId,
+    bundle: PathBuf,
+    terminal: bool,
+    stdin: bool,
+    stdin_once: bool,
+    log: Option<Log>,
+    ends: Ends,
+    cgroup: Option<Cgroup>,
+    /// Who asked meanwhile for it to be deleted.
+    pub(crate) deleters: Vec<Asked>,
+}
+
+impl Coming {
+    pub(crate) fn begin(
         create: &Create,
         root: &StateRoot,
         hierarchy: &Hierarchy,
-        reactor: &mut Reactor<Source>,
-    ) -> Result<Self, Failure> {
+    ) -> Result<(Self, Creating<'static>), Failure> {
         let what = format!("create container {}", create.id);
         let id = ContainerId::parse(&create.id).map_err(|error| oci_failure(&what, &error))?;
         let bundle = Bundle::load(&create.bundle).map_err(|error| oci_failure(&what, &error))?;
@@ -139,6 +160,11 @@ impl Container {
         if terminal != create.terminal {
             let message =
                 format!("{what}: terminal is {} in the request and {terminal} in the bundle", create.terminal);
+            return Err(failure(FailureCode::Invalid, message));
+        }
+        if bundle.spec().hooks().is_some() {
+            // A hook runs as long as it likes, and this process has a whole pod to serve.
+            let message = format!("{what}: the bundle has hooks, which a shim does not run; leave them out");
             return Err(failure(FailureCode::Invalid, message));
         }
         let log = match &create.log_path {
@@ -149,11 +175,40 @@ impl Container {
         };
         let cgroup = cgroup_of(bundle.spec(), hierarchy);
         let pipes = pipes(create).map_err(|error| failed(&format!("{what}: make pipes"), &error))?;
-        let options = CreateOptions { stdio: pipes.theirs, rootfs: create.rootfs.clone(), ..CreateOptions::default() };
-        let created = runtime_oci::create(root, &id, &bundle, options).map_err(|error| oci_failure(&what, &error))?;
+        let options = CreateOptions {
+            stdio: pipes.theirs,
+            rootfs: create.rootfs.clone(),
+            limit: Some(LIMIT),
+            ..CreateOptions::default()
+        };
+        let creating = Creating::begin(root, &id, Cow::Owned(bundle), options, &mut None)
+            .map_err(|error| oci_failure(&what, &error))?;
+        let coming = Self {
+            id,
+            bundle: create.bundle.clone(),
+            terminal,
+            stdin: create.stdin,
+            stdin_once: create.stdin_once,
+            log,
+            ends: pipes.ours,
+            cgroup,
+            deleters: Vec::new(),
+        };
+        Ok((coming, creating))
+    }
+}
 
-        let key: Rc<str> = create.id.as_str().into();
-        let mut ends = pipes.ours;
+impl Container {
+    /// What has come of it.
+    pub(crate) fn created(
+        coming: Coming,
+        created: runtime_oci::Created,
+        root: &StateRoot,
+        reactor: &mut Reactor<Source>,
+    ) -> Result<Self, Failure> {
+        let Coming { id, bundle, terminal, stdin, stdin_once, log, mut ends, cgroup, deleters: _ } = coming;
+        let what = format!("create container {id}");
+        let key: Rc<str> = id.as_str().into();
         let undo = |what: String, error: nix::Error| {
             // Half a container is none: its init still waits for start, so killing it loses nothing.
             let _first_error_counts = runtime_oci::delete(root, &id, runtime_oci::Deletion::Force);
@@ -162,12 +217,12 @@ impl Container {
         if let Some(console) = created.console {
             let copy =
                 console.try_clone().map_err(|_| undo(format!("{what}: copy the terminal"), nix::Error::EMFILE))?;
-            if create.stdin {
+            if stdin {
                 ends.stdin = Some(copy);
             }
             ends.stdout = Some(console);
         }
-        let stdio = Stdio::new(key.clone(), ends, log, create.stdin_once && !create.terminal, reactor)
+        let stdio = Stdio::new(key.clone(), ends, log, stdin_once && !terminal, reactor)
             .map_err(|error| undo(format!("{what}: watch its streams"), error))?;
         let mut warnings = created.warnings;
         let oom = watch_oom(cgroup.as_ref(), key, reactor, &mut warnings);
@@ -175,9 +230,10 @@ impl Container {
             id,
             pid: created.pid,
             pidfd: created.pidfd,
-            bundle: create.bundle.clone(),
+            bundle,
             terminal,
             created_at_ns: clock::now_ns(),
+            is_starting: false,
             started_at_ns: None,
             exit: None,
             oom_kills: 0,
@@ -199,12 +255,22 @@ impl Container {
         }
     }
 
-    pub(crate) fn start(&mut self, root: &StateRoot) -> Result<(), Failure> {
+    /// The word to go on; [`Self::started`] when it has.
+    pub(crate) fn start(&mut self, root: &StateRoot) -> Result<Starting, Failure> {
         self.expect("start", ContainerState::Created)?;
-        runtime_oci::start(root, &self.id)
+        if self.is_starting {
+            let message = format!("cannot start container {}: it is being started already", self.id);
+            return Err(failure(FailureCode::WrongState, message));
+        }
+        let starting = Starting::new(root, &self.id, Some(LIMIT))
             .map_err(|error| oci_failure(&format!("start container {}", self.id), &error))?;
+        self.is_starting = true;
+        Ok(starting)
+    }
+
+    pub(crate) fn started(&mut self) {
+        self.is_starting = false;
         self.started_at_ns = Some(clock::now_ns());
-        Ok(())
     }
 
     pub(crate) fn expect(&self, operation: &str, wanted: ContainerState) -> Result<(), Failure> {
@@ -217,15 +283,19 @@ impl Container {
         Err(failure(FailureCode::WrongState, message))
     }
 
-    /// Starts an exec; its terminal's master side, if it has one, is for the client alone.
+    /// Begins an exec.
     pub(crate) fn exec(
-        &mut self,
+        &self,
         exec: &Exec,
         stdio: [Option<OwnedFd>; 3],
         root: &StateRoot,
-    ) -> Result<(i32, Option<OwnedFd>), Failure> {
+    ) -> Result<Executing, Failure> {
         let what = format!("exec {} in container {}", exec.exec_id, self.id);
         self.expect("exec in", ContainerState::Running)?;
+        if exec.exec_id.len() > EXEC_ID_BYTES_MAX {
+            let message = format!("exec in container {}: its id is longer than {EXEC_ID_BYTES_MAX} bytes", self.id);
+            return Err(failure(FailureCode::Invalid, message));
+        }
         if self.execs.contains_key(&exec.exec_id) {
             return Err(failure(FailureCode::AlreadyExists, format!("{what}: the exec id is taken")));
         }
@@ -246,12 +316,22 @@ impl Container {
                 stderr: Some(or_null(stderr)?),
             }
         };
-        let options = ExecOptions { stdio, ..ExecOptions::default() };
-        let execed =
-            runtime_oci::exec(root, &self.id, &exec.process, options).map_err(|error| oci_failure(&what, &error))?;
-        let execution = Execution { pid: execed.pid, pidfd: execed.pidfd, started_at_ns: clock::now_ns(), exit: None };
-        self.execs.insert(exec.exec_id.clone(), execution);
-        Ok((execed.pid, execed.console))
+        let options = ExecOptions { stdio, limit: Some(LIMIT), ..ExecOptions::default() };
+        Executing::begin(root, &self.id, &exec.process, options).map_err(|error| oci_failure(&what, &error))
+    }
+
+    /// An exec runs its program.
+    pub(crate) fn executed(&mut self, target: &Target, pidfd: OwnedFd, pid: i32, tied: Option<u64>) {
+        let execution = Execution { pid, pidfd, tied, started_at_ns: clock::now_ns(), exit: None };
+        self.execs.insert(target.exec_id.clone().unwrap_or_default(), execution);
+    }
+
+    /// Ends the execs that are tied to a connection.
+    pub(crate) fn kill_tied(&self, connection: u64) {
+        for exec in self.execs.values().filter(|exec| exec.exit.is_none() && exec.tied == Some(connection)) {
+            // ESRCH: it has ended.
+            let _gone = pidfd::send_signal(&exec.pidfd, nix::libc::SIGKILL);
+        }
     }
 
     /// The record of how its first process ended.

@@ -49,6 +49,8 @@ pub(crate) struct Pod {
     /// OCI name and pinned path.
     pub(crate) namespaces: Vec<(String, PathBuf)>,
     pub(crate) pause: Option<Pause>,
+    /// There was one, and it has ended though nobody asked it to.
+    pub(crate) pause_lost: bool,
 }
 
 #[derive(Debug)]
@@ -114,7 +116,9 @@ pub(crate) fn make(dir: &Path, config: &Config) -> Result<Pod, PodError> {
                 let _reaped = pidfd::wait(&pidfd);
             }
             match made {
-                Ok(namespaces) => Ok(Pod { namespaces, pause: is_pause.then_some(Pause { pid, pidfd }) }),
+                Ok(namespaces) => {
+                    Ok(Pod { namespaces, pause: is_pause.then_some(Pause { pid, pidfd }), pause_lost: false })
+                }
                 Err(error) => {
                     let _first_error_counts = orphan::unpin(dir);
                     Err(error)

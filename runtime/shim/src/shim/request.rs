@@ -1,45 +1,50 @@
-//! Requests, one arm each. Every answer is given here, exactly once, except for a `Wait` that has to wait.
+//! Requests, one arm each. What takes no time is answered here, exactly once; a `Wait` that has to wait, a conversation and a deletion
+//! are answered by whoever brings them to their end.
 
-use super::container::{Container, chain, failed, failure, note, oci_failure};
+use super::container::{Coming, Container, failed, failure, oci_failure};
+use super::conversation::{About, Asked, Talking};
 use super::server::{Server, WAITERS_MAX, Waiter};
 use super::stdio::{ATTACHED_MAX, Ends};
-use nix::poll::PollTimeout;
 use runtime_linux::pidfd;
 use runtime_linux::terminal::{self, Size};
-use runtime_oci::Deletion;
-use runtime_shim::protocol::Call;
-use runtime_shim::{ContainerState, Created, Exec, Failure, FailureCode, Reply, Request, Target};
+use runtime_shim::{Exec, Failure, FailureCode, Reply, Request, Target};
 use std::os::fd::OwnedFd;
 
-/// How long a killed container may take to be gone. Beyond it the delete fails and can be repeated.
-const KILL_TIMEOUT_MS: u16 = 10_000;
-
-/// Whether a delete takes the exit record along.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Records {
-    Keep,
-    Remove,
-}
-
-type Answer = (Result<Reply, Failure>, Option<OwnedFd>);
-
 impl Server {
-    /// The answer, with a descriptor for the client where there is one; `None` when it comes later.
-    pub(crate) fn dispatch(&mut self, number: u64, call: Call) -> Option<Answer> {
-        let mut console = None;
-        let result = match call.request {
-            Request::Wait { target } => match self.wait(number, call.seq, target) {
+    /// The answer; `None` when it comes later.
+    pub(crate) fn dispatch(&mut self, asked: Asked, request: Request) -> Option<Result<Reply, Failure>> {
+        let number = asked.connection;
+        Some(match request {
+            Request::Wait { target } => match self.wait(asked, target) {
                 Ok(None) => return None,
                 Ok(Some(reply)) => Ok(reply),
                 Err(failure) => Err(failure),
             },
-            Request::Exec(exec) => self
-                .take_fds(number, [exec.stdin, exec.stdout, exec.stderr])
-                .and_then(|fds| self.exec(&exec, fds))
-                .map(|(pid, master)| {
-                    console = master;
-                    Reply::Executed { pid }
-                }),
+            Request::Create(create) => match self.create(asked, &create) {
+                Ok(()) => return None,
+                Err(failure) => Err(failure),
+            },
+            Request::Start { id } => match self.start(asked, &id) {
+                Ok(()) => return None,
+                Err(failure) => Err(failure),
+            },
+            Request::Exec(exec) => {
+                let begun = self
+                    .take_fds(number, [exec.stdin, exec.stdout, exec.stderr])
+                    .and_then(|fds| self.exec(asked, &exec, fds));
+                match begun {
+                    Ok(()) => return None,
+                    Err(failure) => Err(failure),
+                }
+            }
+            Request::Delete { id, force } => {
+                self.delete_for(asked, &id, force);
+                return None;
+            }
+            Request::Shutdown { force } => {
+                self.shut_down_for(asked, force);
+                return None;
+            }
             Request::Attach { id, stdin, stdout, stderr } => {
                 self.take_fds(number, [stdin, stdout, stderr]).and_then(|fds| self.attach(&id, fds))
             }
@@ -50,8 +55,7 @@ impl Server {
                 Ok(Reply::Info(Box::new(self.info())))
             }
             other => self.simple(other),
-        };
-        Some((result, console))
+        })
     }
 
     /// The descriptors a request announced, in their places.
@@ -69,13 +73,7 @@ impl Server {
     fn simple(&mut self, request: Request) -> Result<Reply, Failure> {
         match request {
             Request::Info => return Ok(Reply::Info(Box::new(self.info()))),
-            Request::Create(create) => return self.create(&create),
-            Request::Start { id } => {
-                let (container, root) = self.container(&id)?;
-                container.start(root)?;
-            }
             Request::Signal { target, signal, all } => self.signal(&target, signal, all)?,
-            Request::Delete { id, force } => self.delete(&id, force, Records::Remove)?,
             Request::Resize { id, columns, rows } => {
                 let (container, _) = self.container(&id)?;
                 let Some(master) = container.stdio.terminal().filter(|_| container.terminal) else {
@@ -103,9 +101,15 @@ impl Server {
                 runtime_oci::update(root, &container.id, &resources, &runtime_oci::Schemata::default())
                     .map_err(|error| oci_failure(&format!("update container {id}"), &error))?;
             }
-            Request::Shutdown { force } => self.end(force)?,
-            // Answered in `dispatch`, which has their connection.
-            Request::Wait { .. } | Request::Exec(_) | Request::Attach { .. } | Request::Subscribe => {
+            // Taken in `dispatch`, which knows who asked.
+            Request::Wait { .. }
+            | Request::Create(_)
+            | Request::Start { .. }
+            | Request::Exec(_)
+            | Request::Delete { .. }
+            | Request::Shutdown { .. }
+            | Request::Attach { .. }
+            | Request::Subscribe => {
                 return Err(failure(FailureCode::Invalid, "this request needs a connection of its own"));
             }
         }
@@ -117,16 +121,40 @@ impl Server {
         Ok((container, &self.root))
     }
 
-    fn create(&mut self, create: &runtime_shim::Create) -> Result<Reply, Failure> {
-        if self.containers.contains_key(&create.id) {
+    pub(crate) fn is_being_created(&self, id: &str) -> bool {
+        let creates =
+            |talking: &Talking| matches!(talking.about, About::Create { .. }) && talking.about.container() == id;
+        self.conversations.values().any(creates)
+    }
+
+    /// Nothing begins in a pod, or a container, that is on its way out.
+    fn may_begin(&self, id: &str) -> Result<(), Failure> {
+        if self.shutdown.is_some() {
+            return Err(failure(FailureCode::WrongState, "the pod is being shut down"));
+        }
+        if self.deletions.contains_key(id) {
+            return Err(failure(FailureCode::WrongState, format!("container {id} is being deleted")));
+        }
+        self.may_converse()
+    }
+
+    fn create(&mut self, asked: Asked, create: &runtime_shim::Create) -> Result<(), Failure> {
+        if self.containers.contains_key(&create.id) || self.is_being_created(&create.id) {
             let message = format!("container {} exists already", create.id);
             return Err(failure(FailureCode::AlreadyExists, message));
         }
-        let container = Container::create(create, &self.root, &self.hierarchy, &mut self.reactor)?;
-        let created = Created { pid: container.pid, warnings: container.warnings.clone() };
-        self.pids.insert(container.pid, Target::container(&create.id));
-        self.containers.insert(create.id.clone(), container);
-        Ok(Reply::Created(created))
+        self.may_begin(&create.id)?;
+        let (coming, creating) = Coming::begin(create, &self.root, &self.hierarchy)?;
+        self.converse(asked, About::Create { coming: Box::new(coming), creating: Box::new(creating) });
+        Ok(())
+    }
+
+    fn start(&mut self, asked: Asked, id: &str) -> Result<(), Failure> {
+        self.may_begin(id)?;
+        let (container, root) = self.container(id)?;
+        let starting = Box::new(container.start(root)?);
+        self.converse(asked, About::Start { id: id.to_owned(), starting });
+        Ok(())
     }
 
     fn signal(&mut self, target: &Target, signal: i32, all: bool) -> Result<(), Failure> {
@@ -155,11 +183,19 @@ impl Server {
         }
     }
 
-    fn exec(&mut self, exec: &Exec, fds: [Option<OwnedFd>; 3]) -> Result<(i32, Option<OwnedFd>), Failure> {
+    fn exec(&mut self, asked: Asked, exec: &Exec, fds: [Option<OwnedFd>; 3]) -> Result<(), Failure> {
+        self.may_begin(&exec.id)?;
+        let target = Target::exec(&exec.id, &exec.exec_id);
+        let is_coming =
+            |talking: &Talking| matches!(&talking.about, About::Exec { target: other, .. } if *other == target);
+        if self.conversations.values().any(is_coming) {
+            let message = format!("{}: the exec id is taken", name(&target));
+            return Err(failure(FailureCode::AlreadyExists, message));
+        }
         let (container, root) = self.container(&exec.id)?;
-        let (pid, console) = container.exec(exec, fds, root)?;
-        self.pids.insert(pid, Target::exec(&exec.id, &exec.exec_id));
-        Ok((pid, console))
+        let executing = Box::new(container.exec(exec, fds, root)?);
+        self.converse(asked, About::Exec { target, tied: exec.tied, executing });
+        Ok(())
     }
 
     fn attach(&mut self, id: &str, fds: [Option<OwnedFd>; 3]) -> Result<Reply, Failure> {
@@ -181,7 +217,7 @@ impl Server {
     }
 
     /// The answer, or `None` when it comes later.
-    fn wait(&mut self, connection: u64, seq: u64, target: Target) -> Result<Option<Reply>, Failure> {
+    fn wait(&mut self, asked: Asked, target: Target) -> Result<Option<Reply>, Failure> {
         let container = self.containers.get(&target.id).ok_or_else(|| not_found(&target.id))?;
         let exit = match &target.exec_id {
             None => &container.exit,
@@ -193,55 +229,8 @@ impl Server {
         if self.waiters.len() >= WAITERS_MAX {
             return Err(failure(FailureCode::Exhausted, format!("{WAITERS_MAX} requests are waiting already")));
         }
-        self.waiters.push(Waiter { target, connection, seq });
+        self.waiters.push(Waiter { target, asked });
         Ok(None)
-    }
-
-    pub(crate) fn delete(&mut self, id: &str, force: bool, records: Records) -> Result<(), Failure> {
-        let what = format!("delete container {id}");
-        let Some(container) = self.containers.get_mut(id) else { return Ok(()) };
-        if container.exit.is_none() {
-            if !force {
-                container.expect("delete", ContainerState::Exited)?;
-            }
-            kill(container).map_err(|error| failed(&what, &error))?;
-            if !pidfd::wait_ended(&container.pidfd, PollTimeout::from(KILL_TIMEOUT_MS))
-                .map_err(|error| failed(&what, &error))?
-            {
-                return Err(failure(FailureCode::Failed, format!("{what}: it was killed but does not end; try again")));
-            }
-            // Its exit is recorded and told as any other.
-            self.reap().map_err(|error| failed(&what, &error))?;
-        }
-        let Some(container) = self.containers.get_mut(id) else { return Ok(()) };
-        if let Some(cgroup) = &container.cgroup
-            && let Err(error) = cgroup.kill()
-        {
-            // What is left is named by the removal that follows.
-            note(&format!("{what}: {}", chain(&error)));
-        }
-        runtime_oci::delete(&self.root, &container.id, Deletion::Force).map_err(|error| oci_failure(&what, &error))?;
-        if let Some(container) = self.containers.remove(id) {
-            self.pids.retain(|_, target| target.id != id);
-            container.close(&mut self.reactor);
-        }
-        if records == Records::Remove {
-            let directory = self.dir.join("containers").join(id);
-            match std::fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(failed(&format!("{what}: remove {}", directory.display()), &error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-fn kill(container: &Container) -> Result<(), nix::Error> {
-    match pidfd::send_signal(&container.pidfd, nix::libc::SIGKILL) {
-        Ok(()) | Err(nix::Error::ESRCH) => Ok(()),
-        Err(error) => Err(error),
     }
 }
 

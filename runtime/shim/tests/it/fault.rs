@@ -52,8 +52,8 @@ fn a_subscriber_that_does_not_read_loses_events_and_is_told() {
     events.set_deadline(Some(Duration::from_secs(10))).unwrap();
     sandbox.run(&mut client, "c1", "sleep 1000");
     // A long name makes long events: the socket and the queue fill sooner.
-    let name = "x".repeat(60_000);
-    let ended = 30;
+    let name = "x".repeat(1000);
+    let ended = 700;
     for number in 0..ended {
         let exec_id = format!("{name}{number}");
         client.exec(crate::sandbox::exec("c1", &exec_id, "true"), Default::default()).unwrap();
@@ -64,7 +64,7 @@ fn a_subscriber_that_does_not_read_loses_events_and_is_told() {
         match events.wait().unwrap() {
             runtime_shim::Event::Exited(_) => seen += 1,
             runtime_shim::Event::Lost { events } => lost += events,
-            runtime_shim::Event::Oom { .. } => {}
+            other => panic!("{other:?}"),
         }
     }
     assert!(seen > 0 && lost > 0, "{seen} seen, {lost} lost");

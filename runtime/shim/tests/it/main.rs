@@ -4,6 +4,7 @@
 
 mod container;
 mod fault;
+mod hostile;
 mod pod;
 mod sandbox;
 mod stream;

@@ -204,6 +204,7 @@ pub(crate) fn exec(id: &str, exec_id: &str, script: &str) -> Exec {
         stdin: false,
         stdout: false,
         stderr: false,
+        tied: false,
     }
 }
 
