@@ -22,9 +22,8 @@ const IMAGES_EVERY_ROUNDS: u32 = 30;
 pub async fn run(kit: Arc<Kit>, registry: Registry, retention: Retention, shutdown: CancellationToken) {
     let mut round: u32 = 0;
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(LOGS_EVERY) => {}
-            () = shutdown.cancelled() => return,
+        if tokio::time::timeout(LOGS_EVERY, shutdown.cancelled()).await.is_ok() {
+            return;
         }
         rotate_logs(&kit, &registry, &retention).await;
         evict_greedy(&kit, &registry).await;

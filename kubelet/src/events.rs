@@ -142,9 +142,8 @@ impl Writer {
                     tracing::debug!(%error, reason = %saying.reason, "event not written");
                     break;
                 }
-                tokio::select! {
-                    () = tokio::time::sleep(Duration::from_secs(1 << attempt)) => {}
-                    () = shutdown.cancelled() => return,
+                if tokio::time::timeout(Duration::from_secs(1 << attempt), shutdown.cancelled()).await.is_ok() {
+                    return;
                 }
             }
         }

@@ -145,9 +145,8 @@ async fn wait_for_runtime(
             }
             Err(error) => return Err(Error::Runtime(error)),
         }
-        tokio::select! {
-            () = tokio::time::sleep(RUNTIME_PAUSE) => {}
-            () = shutdown.cancelled() => return Ok(None),
+        if tokio::time::timeout(RUNTIME_PAUSE, shutdown.cancelled()).await.is_ok() {
+            return Ok(None);
         }
     }
 }

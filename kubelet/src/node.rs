@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use control_plane_decode::{Decoded, Skipped};
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -65,6 +66,11 @@ pub struct Registration {
     node_uid: Option<String>,
 }
 
+fn in_future(pause: Duration) -> tokio::time::Instant {
+    let now = tokio::time::Instant::now();
+    now.checked_add(pause).unwrap_or(now)
+}
+
 impl Registration {
     #[must_use]
     pub fn new(kit: Arc<Kit>, machine: Machine, config: &Config, runtime_version: String) -> Registration {
@@ -109,13 +115,17 @@ impl Registration {
             () = shutdown.cancelled() => return,
         }
         self.kit.recorder.node(&name, Severity::Normal, "Starting", "Starting kubelet.");
-        let api: Api<Node> = Api::all(self.kit.client.clone());
+        let api: Api<Decoded<Node>> = Api::all(self.kit.client.clone());
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let stream = watcher(api, config).default_backoff();
+        let mut skipped = Skipped::new("kubelet");
+        let stream = watcher(api, config)
+            .default_backoff()
+            .filter_map(move |event| std::future::ready(event.map(|event| skipped.event(event)).transpose()));
         let mut stream = std::pin::pin!(stream);
         let mut lease = tokio::time::interval(self.lease_renewal);
         lease.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut pause = self.sync_status().await;
+        // A moment, not a length: a sleep that began anew with each tick of the lease would never end.
+        let mut due = in_future(self.sync_status().await);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -123,7 +133,7 @@ impl Registration {
                 Some(event) = stream.next() => match event {
                     Ok(watcher::Event::InitApply(node) | watcher::Event::Apply(node)) => {
                         if self.hear_node(&node).await {
-                            pause = self.sync_status().await;
+                            due = in_future(self.sync_status().await);
                         }
                         if words.send(Word::Node(Box::new(node))).await.is_err() {
                             return;
@@ -133,12 +143,12 @@ impl Registration {
                         tracing::warn!("the node has been deleted from the API; registering again");
                         self.written = None;
                         self.register(&words).await;
-                        pause = self.sync_status().await;
+                        due = in_future(self.sync_status().await);
                     }
                     Ok(_) => {}
                     Err(error) => tracing::debug!(%error, "watch of the node broken"),
                 },
-                () = tokio::time::sleep(pause) => pause = self.sync_status().await,
+                () = tokio::time::sleep_until(due) => due = in_future(self.sync_status().await),
             }
         }
     }

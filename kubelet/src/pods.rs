@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use control_plane_decode::{Decoded, Skipped};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use runtime_cri_api::v1 as cri;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -131,17 +132,26 @@ pub async fn run(
         manifests: BTreeMap::new(),
         finished,
     };
-    let api: Api<Pod> = Api::all(kit.client.clone());
+    let api: Api<Decoded<Pod>> = Api::all(kit.client.clone());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", kit.node_name)).any_semantic();
     let stream = watcher(api, config).default_backoff();
     let mut stream = std::pin::pin!(stream);
+    let mut skipped = Skipped::new("kubelet");
     let (runtime_events, mut heard) = mpsc::channel(256);
     let listening = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(listen(kit.clone(), runtime_events)));
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
             Some(event) = stream.next() => match event {
-                Ok(event) => pods.hear_api(event).await,
+                Ok(event) => {
+                    // A pod that cannot be read is not gone: what is known of it goes on.
+                    if let watcher::Event::InitApply(pod) = &event {
+                        pods.hearing.extend(pod.meta().uid.clone());
+                    }
+                    if let Some(event) = skipped.event(event) {
+                        pods.hear_api(event).await;
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "watch of pods broken; keeping what is known"),
             },
             Some(event) = heard.recv() => pods.hear_runtime(event).await,
@@ -183,12 +193,8 @@ impl Pods {
     async fn hear_api(&mut self, event: watcher::Event<Pod>) {
         match event {
             watcher::Event::Init => self.hearing.clear(),
-            watcher::Event::InitApply(pod) => {
-                self.hearing.extend(pod.metadata.uid.clone());
-                self.apply(pod).await;
-            }
+            watcher::Event::InitApply(pod) | watcher::Event::Apply(pod) => self.apply(pod).await,
             watcher::Event::InitDone => self.listed().await,
-            watcher::Event::Apply(pod) => self.apply(pod).await,
             watcher::Event::Delete(pod) => self.delete(pod).await,
         }
     }
@@ -365,14 +371,16 @@ impl Pods {
 
 /// Keeps the map of Services up to date.
 pub async fn follow_services(client: Client, services: Services) {
-    let stream = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff();
+    let stream = watcher(Api::<Decoded<Service>>::all(client), watcher::Config::default()).default_backoff();
     let mut stream = std::pin::pin!(stream);
+    let mut skipped = Skipped::new("kubelet");
     let key = |s: &Service| {
         let name = s.metadata.name.clone().unwrap_or_default();
         Key { namespace: s.metadata.namespace.clone().unwrap_or_default(), name }
     };
     let mut list = BTreeMap::new();
     while let Some(event) = stream.next().await {
+        let Some(event) = event.map(|event| skipped.event(event)).transpose() else { continue };
         match event {
             Ok(watcher::Event::Init) => list.clear(),
             Ok(watcher::Event::InitApply(service)) => drop(list.insert(key(&service), Arc::new(service))),

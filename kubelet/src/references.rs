@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use control_plane_decode::Decoded;
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -33,6 +34,16 @@ enum Slot<K> {
     Failed(String),
     Absent,
     Present(Arc<K>),
+}
+
+impl<K> Slot<K> {
+    /// An object that cannot be read is there, and its pods are told what is wrong with it.
+    fn of(decoded: Decoded<K>) -> Self {
+        match decoded.into_result() {
+            Ok(object) => Self::Present(Arc::new(object)),
+            Err(unreadable) => Self::Failed(format!("it cannot be read: {}", unreadable.reason)),
+        }
+    }
 }
 
 struct Entry<K> {
@@ -92,7 +103,7 @@ where
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = entries.entry(key.clone()).or_insert_with(|| {
             let (sender, value) = watch::channel(Slot::Loading);
-            let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+            let api: Api<Decoded<K>> = Api::namespaced(self.client.clone(), namespace);
             let (users, changed) = (self.entries.clone(), self.changed.clone());
             let task = tokio::spawn(follow(api, key, sender, users, changed));
             Entry { value, users: BTreeSet::new(), _task: AbortOnDropHandle::new(task) }
@@ -111,7 +122,7 @@ where
 }
 
 async fn follow<K>(
-    api: Api<K>,
+    api: Api<Decoded<K>>,
     key: (String, String),
     sender: watch::Sender<Slot<K>>,
     entries: Entries<K>,
@@ -133,8 +144,8 @@ async fn follow<K>(
                 found = Some(object);
                 continue;
             }
-            Ok(watcher::Event::InitDone) => found.take().map_or(Slot::Absent, |o| Slot::Present(Arc::new(o))),
-            Ok(watcher::Event::Apply(object)) => Slot::Present(Arc::new(object)),
+            Ok(watcher::Event::InitDone) => found.take().map_or(Slot::Absent, Slot::of),
+            Ok(watcher::Event::Apply(object)) => Slot::of(object),
             Ok(watcher::Event::Delete(_)) => Slot::Absent,
             // What was known stays known while the API server is away.
             Err(error) => match *sender.borrow() {

@@ -9,12 +9,14 @@ use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use control_plane_decode::{Decoded, Skipped};
 use futures::{FutureExt, Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use tracing::{debug, error, warn};
 
 use crate::catalog::{Catalog, ServiceName};
@@ -39,8 +41,9 @@ struct Progress {
 
 /// Runs until it is dropped.
 pub(crate) async fn follow(client: Client, catalog: Arc<RwLock<Catalog>>, proxy: Proxy) {
-    let services = events(watch(Api::<Service>::all(client.clone()), watcher::Config::default()), "services");
-    let slices = events(watch(Api::<EndpointSlice>::all(client), watcher::Config::default()), "endpointslices");
+    let services = events(watch(Api::<Decoded<Service>>::all(client.clone()), watcher::Config::default()), "services");
+    let slices =
+        events(watch(Api::<Decoded<EndpointSlice>>::all(client), watcher::Config::default()), "endpointslices");
     let mut changes = stream::select(
         services.map(|event| Change::Service(Box::new(event))).boxed(),
         slices.map(|event| Change::Slice(Box::new(event))).boxed(),
@@ -135,21 +138,22 @@ fn take(catalog: &RwLock<Catalog>, progress: &mut Progress, change: Change) {
     progress.dirty.extend(names);
 }
 
-/// The events of a watch; errors are logged, and the watch goes on after a pause.
+/// The events of a watch; errors are logged, and the watch goes on after a pause. An object that cannot be read is skipped.
 fn events<K>(
-    stream: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+    stream: impl Stream<Item = watcher::Result<Event<Decoded<K>>>> + Send,
     resource: &'static str,
 ) -> impl Stream<Item = Event<K>> + Send
 where
-    K: Send,
+    K: Resource<DynamicType = ()> + DeserializeOwned + Send,
 {
-    stream.default_backoff().filter_map(move |event| async move {
-        match event {
-            Ok(event) => Some(event),
+    let mut skipped = Skipped::new("services");
+    stream.default_backoff().filter_map(move |event| {
+        std::future::ready(match event {
+            Ok(event) => skipped.event(event),
             Err(failure) => {
                 warn!(resource, error = &failure as &dyn std::error::Error, "watch broke; it starts again");
                 None
             }
-        }
+        })
     })
 }

@@ -19,6 +19,7 @@ pub mod schema;
 pub mod convert;
 pub mod defaults;
 pub mod openapi;
+pub mod panics;
 pub mod print;
 pub mod qos;
 pub mod scale;

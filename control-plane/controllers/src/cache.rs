@@ -77,7 +77,9 @@ impl<K: ResourceExt> Cache<K> {
     }
 
     /// Takes in a newer state; the state before, and whether anything was newer.
-    pub(crate) fn upsert(&self, object: K) -> Upserted<K> {
+    pub(crate) fn upsert(&self, mut object: K) -> Upserted<K> {
+        // Often the larger half of an object, and nobody here reads it.
+        object.meta_mut().managed_fields = None;
         let key = Key::of(&object);
         let mut state = self.state();
         if object.uid().is_some_and(|uid| state.deleted_uids.contains(&uid)) {
@@ -114,9 +116,12 @@ impl<K: ResourceExt> Cache<K> {
 
     /// After a new list, everything older than it is settled.
     pub(crate) fn forget_deleted(&self) {
-        self.state().deleted_uids.clear();
+        self.state().deleted_uids = HashSet::new();
     }
 }
+
+/// Room for names of namespaces that is kept beyond four times what there is.
+const SLACK: usize = 64;
 
 fn remove_if<K: ResourceExt>(state: &mut State<K>, key: &Key, uid: Option<&str>) -> Option<Arc<K>> {
     let objects = state.namespaces.get_mut(&key.namespace)?;
@@ -128,6 +133,9 @@ fn remove_if<K: ResourceExt>(state: &mut State<K>, key: &Key, uid: Option<&str>)
     let removed = objects.remove(&key.name);
     if objects.is_empty() {
         state.namespaces.remove(&key.namespace);
+        if state.namespaces.capacity() > state.namespaces.len().saturating_mul(4).saturating_add(SLACK) {
+            state.namespaces.shrink_to_fit();
+        }
     }
     removed
 }

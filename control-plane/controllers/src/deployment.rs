@@ -126,8 +126,8 @@ pub(crate) fn share(value: &IntOrString, total: i32, up: bool) -> i32 {
         IntOrString::Int(number) => (*number).max(0),
         IntOrString::String(text) => {
             let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let product = percent.max(0) * i64::from(total);
-            let rounded = if up { (product + 99) / 100 } else { product / 100 };
+            let product = i128::from(percent.max(0)).saturating_mul(i128::from(total.max(0)));
+            let rounded = if up { product.saturating_add(99) / 100 } else { product / 100 };
             i32::try_from(rounded).unwrap_or(i32::MAX)
         }
     }

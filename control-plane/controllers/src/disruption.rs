@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::action::{Action, Part, Plan};
 use crate::cache::Key;
+use crate::clock::after;
 use crate::kind::Kind;
 use crate::replica_set::{nulled, ready_since};
 use crate::runner::Controller;
@@ -119,7 +120,7 @@ fn disrupted(
     for (name, since) in noted.into_iter().flatten() {
         let pod = pods.iter().find(|pod| pod.metadata.name.as_deref() == Some(name));
         let is_awaited = pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_none());
-        let until = since.0 + EVICTION_MAX;
+        let until = after(since.0, EVICTION_MAX);
         if is_awaited && until > now {
             plan.look_again_at(until);
             still.insert(name.clone(), since.clone());
@@ -145,7 +146,7 @@ fn status(
             && ready_since(pod).is_some()
     };
     let healthy = i32::try_from(pods.iter().filter(is_healthy).count()).unwrap_or(i32::MAX);
-    let allowed = if expected.pods > 0 { (healthy - expected.healthy).max(0) } else { 0 };
+    let allowed = if expected.pods > 0 { healthy.saturating_sub(expected.healthy).max(0) } else { 0 };
     let (status, reason) = if allowed > 0 { ("True", "SufficientPods") } else { ("False", "InsufficientPods") };
     PodDisruptionBudgetStatus {
         current_healthy: Some(healthy),

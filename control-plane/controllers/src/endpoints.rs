@@ -78,7 +78,12 @@ fn subsets(service: &Service, pods: &[Arc<Pod>]) -> (Vec<EndpointSubset>, bool) 
     let mut room = ADDRESSES_MAX;
     let mut is_cut = false;
     let mut subsets = Vec::new();
+    let has_ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref()).is_some_and(|ports| !ports.is_empty());
     for (ports, backends) in groups(service, pods) {
+        // A pod that has none of the Service's ports does not stand behind it.
+        if ports.is_empty() && has_ports {
+            continue;
+        }
         // A terminating pod is not ready, and an older client has no word for it.
         let mut live: Vec<&Backend> =
             backends.iter().filter(|backend| !backend.is_terminating || backend.is_ready).collect();
@@ -124,6 +129,26 @@ fn address(backend: &Backend) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_that_no_pod_has_has_no_addresses() {
+        let check = |ports: Value, cluster_ip: &str, expect: usize| {
+            let service: Service = serde_json::from_value(json!({
+                "metadata": {"namespace": "d", "name": "web", "uid": "v1"},
+                "spec": {"selector": {"app": "web"}, "clusterIP": cluster_ip, "ports": ports}}))
+            .unwrap();
+            let pod = json!({"metadata": {"namespace": "d", "name": "a", "labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 80}]}]},
+                "status": {"podIP": "10.42.0.2", "conditions": [{"type": "Ready", "status": "True"}]}});
+            let (subsets, _) = subsets(&service, &[Arc::new(serde_json::from_value(pod).unwrap())]);
+            let addresses = subsets.iter().flat_map(|subset| subset.addresses.iter().flatten()).count();
+            assert_eq!(addresses, expect, "{ports}");
+        };
+        check(json!([{"port": 80, "targetPort": "https"}]), "10.43.0.2", 0);
+        check(json!([{"port": 80, "targetPort": "http"}]), "10.43.0.2", 1);
+        check(json!([{"name": "a", "port": 80, "targetPort": "https"}, {"name": "b", "port": 81}]), "10.43.0.2", 1);
+        check(json!([]), "None", 1);
+    }
 
     #[test]
     fn ready_and_not() {

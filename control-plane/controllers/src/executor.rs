@@ -1,6 +1,7 @@
 //! Does what plans say. The only place of this package that writes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -17,11 +18,18 @@ use crate::world::World;
 
 /// Actions of one plan under way at once.
 const CONCURRENT_MAX: usize = 32;
+/// The API server is in this process: an action that takes longer hangs, and others wait for its key.
+const ACTION_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    /// The API server's own words, which `kube`'s error would say three times.
+    #[error("{verb} {what}: {}", .status.message)]
+    Refused { verb: &'static str, what: String, status: Box<kube::core::Status> },
     #[error("{verb} {what}")]
     Api { verb: &'static str, what: String, source: kube::Error },
+    #[error("an action took longer than {} s", ACTION_MAX.as_secs())]
+    Late,
     #[error("namespace {namespace} still has {kind}")]
     NotEmpty { namespace: String, kind: String },
 }
@@ -29,7 +37,14 @@ pub(crate) enum Error {
 impl Error {
     /// Somebody else wrote first, which is how writers without locks meet: nothing is wrong, the next plan sees it.
     pub(crate) fn is_conflict(&self) -> bool {
-        matches!(self, Self::Api { source: kube::Error::Api(status), .. } if status.code == 409)
+        matches!(self, Self::Refused { status, .. } if status.code == 409)
+    }
+
+    fn new(verb: &'static str, what: String, error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Refused { verb, what, status },
+            source => Self::Api { verb, what, source },
+        }
     }
 }
 
@@ -40,9 +55,15 @@ pub(crate) struct Executor {
     world: Arc<World>,
 }
 
-/// Whether an error means that the world has moved on: the next plan sees what is there now.
+/// Whether an error means that the world has moved on: the next plan sees what is there now. In a namespace that ends
+/// nothing can be made any more, and nobody needs to be told.
 fn is_obsolete(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
+    let kube::Error::Api(status) = error else { return false };
+    let is_ending = || {
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+    };
+    status.code == 404 || status.code == 409 || (status.code == 403 && is_ending())
 }
 
 impl Executor {
@@ -50,10 +71,34 @@ impl Executor {
         Self { recorder: Recorder::new(client.clone(), controller), client, world }
     }
 
-    /// All actions, in order of start, `CONCURRENT_MAX` at once; every error, so that one does not hide another.
+    /// All actions, `CONCURRENT_MAX` at once; every error, so that one does not hide another.
     pub(crate) async fn run(&self, actions: Vec<Action>) -> Vec<Error> {
-        let results = stream::iter(actions).map(|action| self.one(action)).buffered(CONCURRENT_MAX);
-        results.filter_map(async |result| result.err()).collect().await
+        let (creates, others): (Vec<_>, Vec<_>) =
+            actions.into_iter().partition(|action| matches!(action, Action::Create { .. }));
+        let others = stream::iter(others).map(|action| self.in_time(action)).buffered(CONCURRENT_MAX);
+        let others = others.filter_map(async |result| result.err()).collect::<Vec<_>>();
+        let (mut errors, refused) = futures::future::join(others, self.create_slowly(creates)).await;
+        errors.extend(refused);
+        errors
+    }
+
+    /// One, then twice as many after each success. What is refused once is mostly refused each time (a quota, an admission
+    /// rule): after the first refusals the rest is left to the next plan, which comes after a delay.
+    async fn create_slowly(&self, creates: Vec<Action>) -> Vec<Error> {
+        let mut creates = creates.into_iter().peekable();
+        let mut size = 1;
+        let mut errors = Vec::new();
+        while creates.peek().is_some() && errors.is_empty() {
+            let batch: Vec<Action> = creates.by_ref().take(size).collect();
+            let done = stream::iter(batch).map(|action| self.in_time(action)).buffered(size);
+            errors = done.filter_map(async |result| result.err()).collect().await;
+            size = size.saturating_mul(2).min(CONCURRENT_MAX);
+        }
+        errors
+    }
+
+    async fn in_time(&self, action: Action) -> Result<(), Error> {
+        tokio::time::timeout(ACTION_MAX, self.one(action)).await.unwrap_or(Err(Error::Late))
     }
 
     async fn one(&self, action: Action) -> Result<(), Error> {
@@ -123,11 +168,11 @@ impl Executor {
                 debug!(verb, what, %error, "overtaken by another change");
                 // The watch brings what is there now; a conflict that it does not mention again is tried again.
                 if matches!(&error, kube::Error::Api(status) if status.code == 409 && status.reason == "Conflict") {
-                    return Err(Error::Api { verb, what, source: error });
+                    return Err(Error::new(verb, what, error));
                 }
                 Ok(())
             }
-            Err(source) => Err(Error::Api { verb, what, source }),
+            Err(error) => Err(Error::new(verb, what, error)),
         }
     }
 
@@ -188,7 +233,7 @@ impl Executor {
         match listed {
             Ok(list) if list.items.is_empty() => Ok(()),
             Ok(_) => Err(Error::NotEmpty { namespace: namespace.into(), kind: content.plural.clone() }),
-            Err(source) => Err(Error::Api { verb: "list", what: format!("{} in {namespace}", content.plural), source }),
+            Err(error) => Err(Error::new("list", format!("{} in {namespace}", content.plural), error)),
         }
     }
 

@@ -12,15 +12,21 @@ mod graph;
 mod plan;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use control_plane_decode::{Decoded, Skipped};
 use futures::StreamExt;
-use futures::stream::SelectAll;
+use futures::stream::{FuturesUnordered, SelectAll};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
 use kube::api::{Api, ApiResource, DynamicObject, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt, watcher};
-use tracing::{debug, warn};
+use tokio::time::Instant;
+use tracing::{debug, error, warn};
 
 use crate::cache::Key;
 use crate::executor::Executor;
+use crate::panics;
 use crate::queue::Queue;
 use crate::world::World;
 use crate::{Error, garbage::plan::Step};
@@ -46,110 +52,176 @@ fn watched() -> Vec<ApiResource> {
     rows.filter(|row| row.resource != "events").map(resource_of).collect()
 }
 
-/// How long an object waits after the API server failed to take what was planned for it.
-const RETRY_DELAY: std::time::Duration = std::time::Duration::from_secs(1);
+/// Suspects that are judged at once.
+const WORKERS: usize = 16;
 
 type Metadata = PartialObjectMeta<DynamicObject>;
-type Tagged = (usize, watcher::Result<watcher::Event<Metadata>>);
+type Tagged = (usize, watcher::Result<watcher::Event<Decoded<Metadata>>>);
 
 /// Collects for ever. `namespaces` hears of every namespace whose last object may be gone.
-pub(crate) async fn run(client: kube::Client, graph: Arc<Graph>, namespaces: Arc<Queue>) -> Error {
+pub(crate) async fn run(client: kube::Client, graph: Arc<Graph>, namespaces: Arc<Queue<Key>>) -> Error {
     let resources = watched();
-    let executor = Executor::new(client.clone(), Arc::new(World::default()), "garbage-collector");
+    let collector = Collector {
+        executor: Executor::new(client.clone(), Arc::new(World::default()), "garbage-collector"),
+        client: client.clone(),
+        graph: Arc::clone(&graph),
+    };
     let mut events: SelectAll<futures::stream::BoxStream<'static, Tagged>> = SelectAll::new();
     for (index, resource) in resources.iter().enumerate() {
-        let api: Api<Metadata> = Api::all_with(client.clone(), resource);
+        let api: Api<Decoded<Metadata>> = Api::all_with(client.clone(), resource);
         let watch = watcher(api, watcher::Config::default()).default_backoff();
         events.push(watch.map(move |event| (index, event)).boxed());
     }
-    let mut pending = resources.len();
+    let mut intake =
+        Intake { resources: &resources, namespaces: &namespaces, skipped: Skipped::new("garbage-collector") };
+    let mut unlisted = resources.len();
+    let mut running = FuturesUnordered::new();
     loop {
         // Nothing is judged before every kind has been listed: an owner not yet listed would look gone.
-        if pending == 0
-            && let Some(uid) = graph.next_suspect()
+        while unlisted == 0
+            && running.len() < WORKERS
+            && let Some(uid) = graph.suspects().next(Instant::now())
         {
-            collect(&client, &executor, &graph, &uid).await;
-            // Events go first where there are any, so that a judgement is never much behind the world.
-            if let Some(event) = futures::FutureExt::now_or_never(events.next()).flatten() {
-                pending -= usize::from(take_in(&graph, &resources, event, &namespaces));
-            }
-            continue;
+            running.push(collector.one(uid));
         }
-        let event = tokio::select! {
-            event = events.next() => event,
-            () = tokio::time::sleep(RETRY_DELAY), if graph.has_failed() => {
-                graph.suspect_failed();
-                continue;
+        let due = graph.suspects().due();
+        let timer = async {
+            match due {
+                Some(time) => tokio::time::sleep_until(time).await,
+                None => std::future::pending().await,
             }
         };
-        match event {
-            Some(event) => {
-                pending = pending.saturating_sub(usize::from(take_in(&graph, &resources, event, &namespaces)))
-            }
-            None => return Error::WatchEnded { what: "all metadata".into() },
+        tokio::select! {
+            // Events go first where there are any, so that a judgement is never much behind the world.
+            biased;
+            event = events.next() => match event {
+                Some(event) => unlisted = unlisted.saturating_sub(usize::from(intake.take(&graph, event))),
+                None => return Error::WatchEnded { what: "all metadata".into() },
+            },
+            Some(()) = running.next() => {}
+            () = graph.suspects().changed(), if running.len() < WORKERS && unlisted == 0 => {}
+            () = timer, if running.len() < WORKERS && unlisted == 0 => {}
         }
     }
 }
 
-/// True when a kind's first list is whole.
-fn take_in(graph: &Graph, resources: &[ApiResource], (index, event): Tagged, namespaces: &Queue) -> bool {
-    let resource = &resources[index];
-    let touched = match event {
-        Ok(watcher::Event::Init) => {
-            graph.begin_list(index);
-            Vec::new()
-        }
-        Ok(watcher::Event::InitApply(object)) => graph.upsert(index, resource, &object.metadata, true),
-        Ok(watcher::Event::Apply(object)) => graph.upsert(index, resource, &object.metadata, false),
-        Ok(watcher::Event::Delete(object)) => graph.remove(object.metadata.uid.as_deref().unwrap_or_default()),
-        Ok(watcher::Event::InitDone) => {
-            let (is_first, touched) = graph.end_list(index);
-            for namespace in touched {
-                namespaces.push(Key::new("", namespace));
-            }
-            return is_first;
-        }
-        Err(error) => {
-            warn!(kind = resource.kind, %error, "the watch broke; it is taken up again");
-            Vec::new()
-        }
-    };
-    for namespace in touched {
-        namespaces.push(Key::new("", namespace));
-    }
-    false
+struct Intake<'a> {
+    resources: &'a [ApiResource],
+    namespaces: &'a Queue<Key>,
+    skipped: Skipped,
 }
 
-async fn collect(client: &kube::Client, executor: &Executor, graph: &Graph, uid: &str) {
-    let step = match graph.step(uid) {
-        Some(step) => step,
-        None => return,
-    };
-    match step {
-        Step::Act(actions) => {
-            let errors = executor.run(actions).await;
-            for error in errors {
-                warn!(uid, error = &error as &dyn std::error::Error, "collecting failed; it is tried again");
-                graph.note_failed(uid);
+impl Intake<'_> {
+    /// True when a kind's first list is whole.
+    fn take(&mut self, graph: &Graph, (index, event): Tagged) -> bool {
+        let resource = &self.resources[index];
+        let mut is_first = false;
+        let touched = match event {
+            Ok(watcher::Event::Init) => {
+                graph.begin_list(index);
+                Vec::new()
             }
+            Ok(watcher::Event::InitApply(object)) => {
+                self.upsert(object, |metadata| graph.upsert(index, resource, metadata, true))
+            }
+            Ok(watcher::Event::Apply(object)) => {
+                self.upsert(object, |metadata| graph.upsert(index, resource, metadata, false))
+            }
+            Ok(watcher::Event::Delete(object)) => graph.remove(object.meta().uid.as_deref().unwrap_or_default()),
+            Ok(watcher::Event::InitDone) => {
+                let (first, touched) = graph.end_list(index);
+                is_first = first;
+                touched
+            }
+            Err(error) => {
+                warn!(kind = resource.kind, %error, "the watch broke; it is taken up again");
+                Vec::new()
+            }
+        };
+        for namespace in touched {
+            self.namespaces.push(Key::new("", namespace));
         }
-        Step::Ask { resource, namespace, name, owner_uid } => {
-            let api: Api<DynamicObject> = if namespace.is_empty() {
-                Api::all_with(client.clone(), resource.as_ref())
-            } else {
-                Api::namespaced_with(client.clone(), &namespace, resource.as_ref())
-            };
-            match api.get_metadata_opt(&name).await {
-                Ok(Some(found)) if found.metadata.uid.as_deref() == Some(owner_uid.as_str()) => {
-                    debug!(owner_uid, "the owner exists and will be shown by its watch");
-                    graph.note_present(&owner_uid);
-                }
-                Ok(_) => graph.note_absent(&owner_uid),
-                Err(error) => {
-                    warn!(owner_uid, %error, "could not ask for an owner; nothing is deleted for its sake");
-                    graph.note_failed(uid);
-                }
+        is_first
+    }
+
+    /// An object whose metadata cannot be read counts in its namespace, and nothing is judged by what it says.
+    fn upsert(&mut self, object: Decoded<Metadata>, upsert: impl FnOnce(&ObjectMeta) -> Vec<String>) -> Vec<String> {
+        match object.into_result() {
+            Ok(object) => upsert(&object.metadata),
+            Err(unreadable) => {
+                self.skipped.tell("metadata", &unreadable);
+                upsert(&unreadable.metadata)
             }
         }
     }
 }
+
+struct Collector {
+    client: kube::Client,
+    executor: Executor,
+    graph: Arc<Graph>,
+}
+
+impl Collector {
+    /// One suspect, behind a wall.
+    async fn one(&self, uid: String) {
+        let suspects = self.graph.suspects();
+        match panics::caught(self.collect(&uid)).await {
+            Ok(true) => suspects.succeeded(&uid),
+            Ok(false) => drop(suspects.push_after_failure(uid.clone(), Instant::now())),
+            Err(panic) => {
+                let failures = suspects.push_after_failure(uid.clone(), Instant::now());
+                error!(uid, failures, panics = panics::count(), panic, "collecting panicked; it is tried again");
+            }
+        }
+        suspects.done(&uid);
+    }
+
+    /// False if it is to be tried again.
+    async fn collect(&self, uid: &str) -> bool {
+        match self.graph.step(uid) {
+            None => true,
+            Some(Step::Act(actions)) => {
+                let errors = self.executor.run(actions).await;
+                if let Some(first) = errors.iter().find(|error| !error.is_conflict()) {
+                    let others = errors.len().saturating_sub(1);
+                    warn!(uid, others, error = first as &dyn std::error::Error, "collecting failed; it is tried again");
+                }
+                errors.is_empty()
+            }
+            Some(Step::Ask { resource, namespace, name, owner_uid }) => {
+                self.ask(&resource, &namespace, &name, &owner_uid).await
+            }
+        }
+    }
+
+    async fn ask(&self, resource: &ApiResource, namespace: &str, name: &str, owner_uid: &str) -> bool {
+        let api: Api<DynamicObject> = if namespace.is_empty() {
+            Api::all_with(self.client.clone(), resource)
+        } else {
+            Api::namespaced_with(self.client.clone(), namespace, resource)
+        };
+        match tokio::time::timeout(ASK_MAX, api.get_metadata_opt(name)).await {
+            Ok(Ok(Some(found))) if found.metadata.uid.as_deref() == Some(owner_uid) => {
+                debug!(owner_uid, "the owner exists and will be shown by its watch");
+                self.graph.note_present(owner_uid);
+                true
+            }
+            Ok(Ok(_)) => {
+                self.graph.note_absent(owner_uid);
+                true
+            }
+            Ok(Err(error)) => {
+                warn!(owner_uid, %error, "could not ask for an owner; nothing is deleted for its sake");
+                false
+            }
+            Err(_late) => {
+                warn!(owner_uid, "no answer about an owner; nothing is deleted for its sake");
+                false
+            }
+        }
+    }
+}
+
+/// How long the API server, which is in this process, may take to say whether an owner exists.
+const ASK_MAX: Duration = Duration::from_secs(60);

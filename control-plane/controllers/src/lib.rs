@@ -14,8 +14,10 @@
 
 mod action;
 mod cache;
+mod clock;
 mod executor;
 mod kind;
+mod panics;
 mod queue;
 mod recorder;
 mod runner;

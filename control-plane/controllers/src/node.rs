@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::{Resource, ResourceExt};
@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use crate::action::{Action, Part, Plan, Propagation};
 use crate::cache::Key;
+use crate::clock::{after, whole_seconds};
 use crate::kind::Kind;
 use crate::runner::Controller;
 use crate::world::{Changed, World};
@@ -43,6 +44,8 @@ pub(crate) struct Nodes {
 
 impl Controller for Nodes {
     const NAME: &'static str = "node-controller";
+    /// Two nodes planned at once would be given the same part of the pod network.
+    const WORKERS: usize = 1;
 
     fn keys(&self, _world: &World, changed: &Changed) -> Vec<Key> {
         let name = match changed {
@@ -110,7 +113,7 @@ fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
 fn plan(node: &Node, pods: &[Arc<Pod>], last_heard: Timestamp, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let mut node = node.clone();
-    let lost_at = last_heard + SILENCE_MAX;
+    let lost_at = after(last_heard, SILENCE_MAX);
     if now < lost_at {
         plan.look_again_at(lost_at);
     } else if CONDITIONS.iter().any(|kind| condition(&node, kind).is_none_or(|condition| condition.status != "Unknown"))
@@ -132,7 +135,7 @@ fn plan(node: &Node, pods: &[Arc<Pod>], last_heard: Timestamp, now: Timestamp) -
 
 /// All conditions become Unknown: nobody vouches for them any more.
 fn lose(node: &mut Node, now: Timestamp) -> Action {
-    let time = Time(now.round(Unit::Second).unwrap_or(now));
+    let time = Time(whole_seconds(now));
     let conditions = node.status.get_or_insert_default().conditions.get_or_insert_default();
     for kind in CONDITIONS {
         let unknown = NodeCondition {
@@ -162,7 +165,7 @@ fn unready(pod: &Pod, now: Timestamp) -> Option<Action> {
     ready.status = "False".into();
     ready.reason = Some("NodeNotReady".into());
     ready.message = Some("The node of this pod has not been heard of.".into());
-    ready.last_transition_time = Some(Time(now.round(Unit::Second).unwrap_or(now)));
+    ready.last_transition_time = Some(Time(whole_seconds(now)));
     Some(Action::Patch {
         kind: Kind::Pod,
         namespace: pod.namespace().unwrap_or_default(),

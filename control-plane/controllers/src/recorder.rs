@@ -1,10 +1,12 @@
 //! Events of the controllers. The same thing said again about the same object raises the count of the first saying.
 //!
 //! Not the recorder of the crate `kube`: that one takes two messages of one reason for the same event and keeps the first,
-//! so that `describe deployment` would show one scaling of many. Invariant: different messages are different events.
+//! so that `describe deployment` would show one scaling of many. Invariant: different messages are different events, until
+//! one object has too many of them.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+mod correlate;
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -12,10 +14,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
-use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tracing::debug;
 
-/// Sayings remembered; beyond it the memory is cleared, and counts start again.
-const REMEMBERED_MAX: usize = 1024;
+use correlate::{Correlator, Known, Verdict};
+
 /// Characters of a message; events.k8s.io limits a note to 1 KiB.
 const MESSAGE_MAX: usize = 1000;
 
@@ -28,41 +31,40 @@ pub(crate) struct Saying {
     pub message: String,
 }
 
-/// Uid of the object, reason and message.
-type Content = (String, String, String);
-
-/// An event that is written already.
-#[derive(Debug)]
-struct Known {
-    name: String,
-    count: i32,
-}
-
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Recorder {
     client: kube::Client,
     component: &'static str,
-    known: Arc<Mutex<HashMap<Content, Known>>>,
+    correlator: Arc<Mutex<Correlator>>,
 }
 
 impl Recorder {
     pub(crate) fn new(client: kube::Client, component: &'static str) -> Self {
-        Self { client, component, known: Arc::default() }
+        Self { client, component, correlator: Arc::default() }
     }
 
     pub(crate) async fn publish(&self, saying: Saying) -> Result<(), kube::Error> {
-        let Saying { regarding, reason, message, .. } = &saying;
-        let content = (regarding.uid.clone().unwrap_or_default(), reason.clone(), message.clone());
-        let namespace = regarding.namespace.clone().unwrap_or_else(|| "default".into());
+        let judged = self.correlator.lock().unwrap_or_else(PoisonError::into_inner).judge(&saying, Instant::now());
+        let (message, content, known) = match judged {
+            Verdict::Drop { dropped } => {
+                let (reason, name) = (&saying.reason, saying.regarding.name.as_deref());
+                debug!(
+                    component = self.component,
+                    reason, name, dropped, "too many events of one object; this one is dropped"
+                );
+                return Ok(());
+            }
+            Verdict::Write { message, content, known } => (message, content, known),
+        };
+        let saying = Saying { message, ..saying };
+        let namespace = saying.regarding.namespace.clone().unwrap_or_else(|| "default".into());
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         let now = Timestamp::now();
-        let again = self.known.lock().await.get_mut(&content).map(|known| {
-            known.count += 1;
-            (known.name.clone(), known.count)
-        });
-        if let Some((name, count)) = again {
-            let change = json!({"count": count, "lastTimestamp": Time(whole_seconds(now))});
+        if let Some(Known { name, count }) = known {
+            let seconds = Time(whole_seconds(now));
+            let message: String = saying.message.chars().take(MESSAGE_MAX).collect();
+            let change = json!({"count": count, "lastTimestamp": seconds, "message": message});
             match api.patch(&name, &PatchParams::default(), &Patch::Merge(change)).await {
                 // It has expired: the next one is the first again.
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
@@ -72,11 +74,7 @@ impl Recorder {
         let event = self.event(saying, namespace, now);
         let name = event.metadata.name.clone().unwrap_or_default();
         api.create(&PostParams::default(), &event).await?;
-        let mut known = self.known.lock().await;
-        if known.len() >= REMEMBERED_MAX {
-            known.clear();
-        }
-        known.insert(content, Known { name, count: 1 });
+        self.correlator.lock().unwrap_or_else(PoisonError::into_inner).written(content, name);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::action::{Action, Announcement, Part, Plan, Propagation};
 use crate::cache::Key;
+use crate::clock::after;
 use crate::kind::Kind;
 use crate::runner::Controller;
 use crate::world::{Changed, World};
@@ -205,8 +206,12 @@ fn status(
     let needed = SignedDuration::from_secs(i64::from(spec.and_then(|spec| spec.min_ready_seconds).unwrap_or(0)));
     let mut available = 0;
     for since in active.iter().filter_map(|pod| ready_since(pod)) {
-        let counts_from = since + needed;
-        if needed.is_zero() || counts_from <= now { available += 1 } else { plan.look_again_at(counts_from) }
+        let counts_from = after(since, needed);
+        if needed.is_zero() || counts_from <= now {
+            available = i32::saturating_add(available, 1)
+        } else {
+            plan.look_again_at(counts_from)
+        }
     }
     let template_labels =
         spec.and_then(|spec| spec.template.as_ref()?.metadata.as_ref()?.labels.clone()).unwrap_or_default();

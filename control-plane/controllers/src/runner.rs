@@ -2,22 +2,26 @@
 
 use std::sync::{Arc, Mutex};
 
+use control_plane_decode::Decoded;
 use futures::future::{BoxFuture, FutureExt, select_all};
+use futures::stream::{FuturesUnordered, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::Api;
 use kube::runtime::watcher;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tokio::time::Instant;
+use tracing::{debug, error, warn};
 
+use crate::Config;
 use crate::action::Plan;
 use crate::cache::Key;
-use crate::executor::Executor;
+use crate::executor::{Error, Executor};
 use crate::garbage::{self, Graph};
-use crate::queue::{Next, Queue};
+use crate::panics;
+use crate::queue::Queue;
 use crate::world::{Cached, Changed, Listener, World, follow};
-use crate::{Config, Error};
 use crate::{
     cluster_role, deployment, disruption, endpoint_slices, endpoints, namespace, node, replica_set, service_account,
 };
@@ -26,13 +30,15 @@ use crate::{
 pub(crate) trait Controller: Send + Sync + 'static {
     /// The reporter of its events.
     const NAME: &'static str;
+    /// Keys that are planned and executed at once. One, where plans of different keys take from the same store.
+    const WORKERS: usize = 5;
 
     fn keys(&self, world: &World, changed: &Changed) -> Vec<Key>;
 
     fn plan(&self, world: &World, key: &Key, now: Timestamp) -> Plan;
 }
 
-pub(crate) async fn run(config: Config) -> Result<(), Error> {
+pub(crate) async fn run(config: Config) -> Result<(), crate::Error> {
     let client = config.client.clone();
     let world = Arc::new(World::default());
     let graph = Arc::new(Graph::default());
@@ -69,7 +75,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
     tokio::select! {
         (error, ..) = watching => Err(error),
         error = garbage::run(client.clone(), graph, namespaces) => Err(error),
-        Some(Err(error)) = tasks.join_next() => Err(Error::Controller(error)),
+        Some(Err(error)) = tasks.join_next() => Err(crate::Error::Controller(error)),
     }
 }
 
@@ -82,13 +88,17 @@ struct Fleet<'a> {
 
 impl Fleet<'_> {
     /// The queue of the new controller's keys, for whoever has other news for it.
-    fn add<C: Controller>(&mut self, controller: C) -> Arc<Queue> {
+    fn add<C: Controller>(&mut self, controller: C) -> Arc<Queue<Key>> {
         let controller = Arc::new(controller);
         let queue = Arc::new(Queue::default());
         let (listener, fed) = (Arc::clone(&controller), Arc::clone(&queue));
         self.listeners.push(Box::new(move |world, changed| {
-            for key in listener.keys(world, changed) {
-                fed.push(key);
+            // The watch tells every controller: one that panics must not keep the change from the others.
+            match panics::caught_now(|| listener.keys(world, changed)) {
+                Ok(keys) => keys.into_iter().for_each(|key| fed.push(key)),
+                Err(panic) => {
+                    error!(controller = C::NAME, panics = panics::count(), panic, "a change is not understood")
+                }
             }
         }));
         let executor = Executor::new(self.client.clone(), Arc::clone(self.world), C::NAME);
@@ -97,42 +107,71 @@ impl Fleet<'_> {
     }
 }
 
-/// One key after the other, for ever.
-async fn control<C: Controller>(controller: Arc<C>, world: Arc<World>, queue: Arc<Queue>, executor: Executor) {
+/// Keys in the order in which they came, at most `C::WORKERS` at once, for ever.
+async fn control<C: Controller>(controller: Arc<C>, world: Arc<World>, queue: Arc<Queue<Key>>, executor: Executor) {
+    let work = Arc::new(Work { controller, world, queue: Arc::clone(&queue), executor });
+    let mut running = FuturesUnordered::new();
     loop {
-        let now = Timestamp::now();
-        let key = match queue.next(now) {
-            Next::Key(key) => key,
-            Next::Until(time) => {
-                let wait = time.duration_since(now).max(SignedDuration::ZERO).unsigned_abs();
-                tokio::select! {
-                    () = queue.changed() => {}
-                    () = tokio::time::sleep(wait) => {}
-                }
-                continue;
-            }
-            Next::Idle => {
-                queue.changed().await;
-                continue;
+        while running.len() < C::WORKERS
+            && let Some(key) = queue.next(Instant::now())
+        {
+            let work = Arc::clone(&work);
+            running.push(async move { work.one(key).await });
+        }
+        let due = queue.due();
+        let timer = async {
+            match due {
+                Some(time) => tokio::time::sleep_until(time).await,
+                None => std::future::pending().await,
             }
         };
-        let Plan { actions, again_at } = controller.plan(&world, &key, now);
-        if let Some(time) = again_at {
-            queue.push_at(key.clone(), time);
+        tokio::select! {
+            Some(()) = running.next() => {}
+            () = queue.changed() => {}
+            () = timer, if running.len() < C::WORKERS => {}
         }
-        let errors = executor.run(actions).await;
-        if errors.is_empty() {
-            queue.succeeded(&key);
-        } else {
-            for error in errors {
-                if error.is_conflict() {
-                    debug!(controller = C::NAME, %key, %error, "somebody wrote first; it is planned again");
-                    continue;
-                }
-                warn!(controller = C::NAME, %key, error = &error as &dyn std::error::Error, "an action failed; it is tried again");
+    }
+}
+
+struct Work<C> {
+    controller: Arc<C>,
+    world: Arc<World>,
+    queue: Arc<Queue<Key>>,
+    executor: Executor,
+}
+
+impl<C: Controller> Work<C> {
+    /// One key, behind a wall: whatever its plan or its execution does, it is this key's failure.
+    async fn one(&self, key: Key) {
+        match panics::caught(self.attempt(&key)).await {
+            Ok(errors) if errors.iter().all(Error::is_conflict) && !errors.is_empty() => {
+                debug!(controller = C::NAME, %key, "somebody wrote first; it is planned again");
+                self.queue.push_after_failure(key.clone(), Instant::now());
             }
-            queue.push_after_failure(key, Timestamp::now());
+            Ok(errors) => match errors.iter().find(|error| !error.is_conflict()) {
+                None => self.queue.succeeded(&key),
+                Some(first) => {
+                    let others = errors.len().saturating_sub(1);
+                    let failures = self.queue.push_after_failure(key.clone(), Instant::now());
+                    warn!(controller = C::NAME, %key, failures, others, error = first as &dyn std::error::Error, "an action failed; it is tried again");
+                }
+            },
+            Err(panic) => {
+                let failures = self.queue.push_after_failure(key.clone(), Instant::now());
+                error!(controller = C::NAME, %key, failures, panics = panics::count(), panic, "a key panicked; the others go on, it is tried again");
+            }
         }
+        self.queue.done(&key);
+    }
+
+    async fn attempt(&self, key: &Key) -> Vec<Error> {
+        let now = Timestamp::now();
+        let Plan { actions, again_at } = self.controller.plan(&self.world, key, now);
+        if let Some(time) = again_at {
+            let wait = time.duration_since(now).max(SignedDuration::ZERO).unsigned_abs();
+            self.queue.push_after(key.clone(), wait, Instant::now());
+        }
+        self.executor.run(actions).await
     }
 }
 
@@ -154,13 +193,13 @@ impl<'a> Watches<'a> {
         Self { client, world, started: 0, synced, whole }
     }
 
-    fn start(&mut self) -> futures::future::SelectAll<BoxFuture<'static, Error>> {
+    fn start(&mut self) -> futures::future::SelectAll<BoxFuture<'static, crate::Error>> {
         use k8s_openapi::api::{
             apps::v1 as apps, coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery,
             policy::v1 as policy, rbac::v1 as rbac,
         };
         let root_ca = format!("metadata.name={}", service_account::ROOT_CA);
-        let leases = Api::<coordination::Lease>::namespaced(self.client.clone(), node::LEASE_NAMESPACE);
+        let leases = Api::<Decoded<coordination::Lease>>::namespaced(self.client.clone(), node::LEASE_NAMESPACE);
         select_all([
             self.all::<apps::Deployment>(),
             self.all::<apps::ReplicaSet>(),
@@ -173,16 +212,16 @@ impl<'a> Watches<'a> {
             self.all::<discovery::EndpointSlice>(),
             self.all::<policy::PodDisruptionBudget>(),
             self.all::<rbac::ClusterRole>(),
-            self.one(Api::<ConfigMap>::all(self.client.clone()), watcher::Config::default().fields(&root_ca)),
+            self.one(Api::<Decoded<ConfigMap>>::all(self.client.clone()), watcher::Config::default().fields(&root_ca)),
             self.one(leases, watcher::Config::default()),
         ])
     }
 
-    fn all<K: Cached>(&mut self) -> BoxFuture<'static, Error> {
-        self.one(Api::<K>::all(self.client.clone()), watcher::Config::default())
+    fn all<K: Cached>(&mut self) -> BoxFuture<'static, crate::Error> {
+        self.one(Api::<Decoded<K>>::all(self.client.clone()), watcher::Config::default())
     }
 
-    fn one<K: Cached>(&mut self, api: Api<K>, config: watcher::Config) -> BoxFuture<'static, Error> {
+    fn one<K: Cached>(&mut self, api: Api<Decoded<K>>, config: watcher::Config) -> BoxFuture<'static, crate::Error> {
         self.started += 1;
         follow(Arc::clone(self.world), api, config, self.synced.clone())
     }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
+use control_plane_decode::{Decoded, Skipped};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
@@ -166,7 +167,7 @@ impl World {
 /// Keeps one kind of the world up to date; `synced` is told after the first whole list.
 pub(crate) fn follow<K: Cached>(
     world: Arc<World>,
-    api: Api<K>,
+    api: Api<Decoded<K>>,
     config: watcher::Config,
     synced: tokio::sync::mpsc::Sender<()>,
 ) -> BoxFuture<'static, Error> {
@@ -174,14 +175,24 @@ pub(crate) fn follow<K: Cached>(
         let what = K::plural(&()).into_owned();
         let mut events = watcher(api, config).default_backoff().boxed();
         let mut listed: HashSet<Key> = HashSet::new();
+        let mut skipped = Skipped::new("controllers");
         while let Some(event) = events.next().await {
-            match event {
-                Ok(watcher::Event::Init) => listed.clear(),
-                Ok(watcher::Event::InitApply(object)) => {
-                    listed.insert(Key::of(&object));
-                    world.upsert(object);
+            // What is known of an object that can no longer be read stays known, as when the watch is late.
+            if let Ok(watcher::Event::InitApply(object)) = &event {
+                listed.insert(Key::of(object));
+            }
+            let event = match event.map(|event| skipped.event(event)) {
+                Ok(Some(event)) => event,
+                Ok(None) => continue,
+                Err(error) => {
+                    warn!(what, %error, "the watch broke; it is taken up again");
+                    continue;
                 }
-                Ok(watcher::Event::InitDone) => {
+            };
+            match event {
+                watcher::Event::Init => listed.clear(),
+                watcher::Event::InitApply(object) | watcher::Event::Apply(object) => world.upsert(object),
+                watcher::Event::InitDone => {
                     for key in K::cache(&world).keys().into_iter().filter(|key| !listed.contains(key)) {
                         world.removed(K::cache(&world).remove(&key, None));
                     }
@@ -190,11 +201,9 @@ pub(crate) fn follow<K: Cached>(
                     // Only the first one is waited for; later ones find nobody.
                     let _nobody_waits = synced.try_send(());
                 }
-                Ok(watcher::Event::Apply(object)) => world.upsert(object),
-                Ok(watcher::Event::Delete(object)) => {
+                watcher::Event::Delete(object) => {
                     world.removed(K::cache(&world).remove(&Key::of(&object), object.uid().as_deref()));
                 }
-                Err(error) => warn!(what, %error, "the watch broke; it is taken up again"),
             }
         }
         Error::WatchEnded { what }

@@ -7,6 +7,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use serde_json::json;
 use tracing::warn;
 
+use crate::explanation::{Explanation, reference};
 use crate::snapshot::PodKey;
 
 /// Writes on behalf of the scheduler; cheap to clone into a task.
@@ -23,6 +24,8 @@ pub(crate) enum Outcome {
     /// The pod is gone, or has a node already: nothing is left to do.
     Obsolete,
     Failed(kube::Error),
+    /// No answer, or a panic: it is not known whether the pod has a node now. The watch tells, or the next try does.
+    Lost(String),
 }
 
 impl Writer {
@@ -46,7 +49,7 @@ impl Writer {
         match posted {
             Ok(_status) => {
                 let note = format!("Successfully assigned {key} to {node}");
-                self.publish(pod, EventType::Normal, "Scheduled", "Binding", note).await;
+                self.publish(&reference(pod), EventType::Normal, "Scheduled", "Binding", note).await;
                 Outcome::Bound
             }
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Outcome::Obsolete,
@@ -55,11 +58,8 @@ impl Writer {
     }
 
     /// Says in the pod's condition and in an event why it has no node yet.
-    pub(crate) async fn explain(&self, pod: &Pod, reason: &str, message: &str) {
-        let key = PodKey::of(pod);
-        if says_already(pod, reason, message) {
-            return;
-        }
+    pub(crate) async fn explain(&self, key: &PodKey, explanation: &Explanation) {
+        let Explanation { regarding, reason, message } = explanation;
         let condition = json!({
             "type": "PodScheduled",
             "status": "False",
@@ -67,42 +67,22 @@ impl Writer {
             "message": message,
             "lastTransitionTime": Timestamp::now().round(jiff::Unit::Second).unwrap_or(Timestamp::UNIX_EPOCH),
         });
-        let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
+        let patch = json!({"metadata": {"uid": regarding.uid}, "status": {"conditions": [condition]}});
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
         match pods.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return,
             Err(error) => warn!(pod = %key, %error, "could not say why the pod waits"),
         }
-        self.publish(pod, EventType::Warning, "FailedScheduling", "Scheduling", message.to_owned()).await;
+        self.publish(regarding, EventType::Warning, "FailedScheduling", "Scheduling", message.clone()).await;
     }
 
-    async fn publish(&self, pod: &Pod, kind: EventType, reason: &str, action: &str, note: String) {
+    async fn publish(&self, pod: &ObjectReference, kind: EventType, reason: &str, action: &str, note: String) {
         let event =
             Event { type_: kind, reason: reason.into(), note: Some(note), action: action.into(), secondary: None };
-        if let Err(error) = self.recorder.publish(&event, &reference(pod)).await {
-            warn!(pod = %PodKey::of(pod), reason, %error, "an event was lost");
+        if let Err(error) = self.recorder.publish(&event, pod).await {
+            let (namespace, name) = (pod.namespace.as_deref(), pod.name.as_deref());
+            warn!(namespace, name, reason, %error, "an event was lost");
         }
-    }
-}
-
-fn says_already(pod: &Pod, reason: &str, message: &str) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| {
-        condition.type_ == "PodScheduled"
-            && condition.reason.as_deref() == Some(reason)
-            && condition.message.as_deref() == Some(message)
-    })
-}
-
-fn reference(pod: &Pod) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Pod".into()),
-        namespace: pod.metadata.namespace.clone(),
-        name: pod.metadata.name.clone(),
-        uid: pod.metadata.uid.clone(),
-        resource_version: pod.metadata.resource_version.clone(),
-        field_path: None,
     }
 }

@@ -156,7 +156,7 @@ mod tests {
                     Decision::Bind { node } => snapshot.assume(&pod, &node),
                     Decision::Nowhere { .. } => {
                         for (_, node) in snapshot.nodes() {
-                            prop_assert!(node.allocatable.get("cpu") - node.requested.get("cpu") < millis);
+                            prop_assert!(node.allocatable.get("cpu") - node.requested.get("cpu") < i128::from(millis));
                         }
                     }
                 }

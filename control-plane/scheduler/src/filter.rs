@@ -32,7 +32,11 @@ impl<'a> Wanted<'a> {
             reasons.push(Reason::Taint { key: taint.key.clone(), value });
         } else if !affinity::required_matches(self.pod, name, node) {
             reasons.push(Reason::Affinity);
-        } else if self.ports.iter().any(|port| node.ports.iter().any(|taken| taken.conflicts(port))) {
+        } else if self
+            .ports
+            .iter()
+            .any(|port| node.ports.iter().chain(&node.own_ports).any(|taken| taken.conflicts(port)))
+        {
             reasons.push(Reason::Ports);
         } else {
             reasons.extend(self.missing(node));

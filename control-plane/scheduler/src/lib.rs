@@ -15,6 +15,7 @@ mod affinity;
 mod binding;
 mod cluster;
 mod decide;
+mod explanation;
 mod filter;
 mod queue;
 mod requests;

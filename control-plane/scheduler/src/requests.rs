@@ -11,12 +11,13 @@ pub(crate) const MEMORY: &str = "memory";
 pub(crate) const PODS: &str = "pods";
 
 /// What upstream counts for a container that asks for nothing, when nodes are compared (never when they are ruled out).
-const CPU_MILLIS_UNSAID: i64 = 100;
-const MEMORY_BYTES_UNSAID: i64 = 200 * 1024 * 1024;
+const CPU_MILLIS_UNSAID: i128 = 100;
+const MEMORY_BYTES_UNSAID: i128 = 200 * 1024 * 1024;
 
-/// Amounts per resource: CPU in millicores, everything else in whole units.
+/// Amounts per resource: CPU in millicores, everything else in whole units. Each is a number of 64 bits that somebody chose;
+/// in 128 bits no sum of them overflows, and what was added can be taken away again exactly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Requests(BTreeMap<String, i64>);
+pub struct Requests(BTreeMap<String, i128>);
 
 impl Requests {
     /// Quantities that do not parse were refused by the API server; here they count as nothing.
@@ -76,11 +77,11 @@ impl Requests {
         resources.and_then(|resources| resources.requests.as_ref()).map(Self::from_quantities).unwrap_or_default()
     }
 
-    pub fn get(&self, name: &str) -> i64 {
+    pub fn get(&self, name: &str) -> i128 {
         self.0.get(name).copied().unwrap_or(0)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&str, i64)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, i128)> {
         self.0.iter().map(|(name, amount)| (name.as_str(), *amount))
     }
 
@@ -106,9 +107,9 @@ impl Requests {
     }
 }
 
-fn amount(name: &str, quantity: &Quantity) -> i64 {
+fn amount(name: &str, quantity: &Quantity) -> i128 {
     let Ok(parsed) = Amount::parse(&quantity.0) else { return 0 };
-    if name == CPU { parsed.milli_value() } else { parsed.value() }
+    i128::from(if name == CPU { parsed.milli_value() } else { parsed.value() })
 }
 
 #[cfg(test)]
@@ -123,7 +124,7 @@ mod tests {
 
     #[test]
     fn effective_request() {
-        let check = |spec: Value, expect: i64| {
+        let check = |spec: Value, expect: i128| {
             let pod: Pod = serde_json::from_value(json!({"spec": spec.clone()})).unwrap();
             assert_eq!(Requests::of_pod(&pod).get(CPU), expect, "{spec}");
         };

@@ -56,12 +56,18 @@ fn raw(wanted: &Wanted<'_>, group: Option<&str>, name: &str, node: &NodeState) -
     }
 }
 
+/// `value` in hundredths of the largest.
+fn share(value: i64, largest: i64) -> i64 {
+    let share = i128::from(MAX) * i128::from(value) / i128::from(largest);
+    i64::try_from(share).unwrap_or(MAX).clamp(-MAX, MAX)
+}
+
 fn most(value: i64, largest: i64) -> i64 {
-    if largest == 0 { 0 } else { MAX * value / largest }
+    if largest == 0 { 0 } else { share(value, largest) }
 }
 
 fn fewest(value: i64, largest: i64) -> i64 {
-    if largest == 0 { MAX } else { MAX - MAX * value / largest }
+    if largest == 0 { MAX } else { MAX - share(value, largest) }
 }
 
 /// The share that stays free, averaged over CPU and memory.
@@ -80,13 +86,17 @@ fn used_percent(node: &NodeState, requests: &Requests) -> [i64; 2] {
     [CPU, MEMORY].map(|resource| {
         let total = node.allocatable.get(resource);
         let used = node.requested_for_scoring.get(resource).saturating_add(requests.get(resource));
-        if total <= 0 { MAX } else { (used.saturating_mul(MAX) / total).clamp(0, MAX) }
+        if total <= 0 {
+            return MAX;
+        }
+        let percent = (used.saturating_mul(i128::from(MAX)) / total).clamp(0, i128::from(MAX));
+        i64::try_from(percent).unwrap_or(MAX)
     })
 }
 
 fn images(pod: &Pod, node: &NodeState) -> i64 {
     let containers = pod.spec.iter().flat_map(|spec| spec.containers.iter());
-    let present: i64 =
-        containers.filter_map(|container| container.image.as_ref()).filter_map(|image| node.images.get(image)).sum();
+    let sizes = containers.filter_map(|container| container.image.as_ref()).filter_map(|image| node.images.get(image));
+    let present = sizes.fold(0i64, |sum, size| sum.saturating_add(*size));
     MAX * (present.clamp(IMAGE_BYTES_MIN, IMAGE_BYTES_MAX) - IMAGE_BYTES_MIN) / (IMAGE_BYTES_MAX - IMAGE_BYTES_MIN)
 }

@@ -9,6 +9,9 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 
 use crate::requests::{PODS, Requests};
 
+/// Room that the map of placed pods keeps beyond four times what it holds.
+const SLACK: usize = 1024;
+
 /// `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodKey {
@@ -40,7 +43,19 @@ pub(crate) struct HostPort {
     pub port: i32,
 }
 
+/// Annotation of a node: `PROTOCOL:PORT` or `PROTOCOL:ADDRESS:PORT`, with commas between. The kubelet writes it.
+const OWN_PORTS: &str = "sampan.dev/host-ports";
+/// What is listed beyond it is not looked at.
+const OWN_PORTS_MAX: usize = 1024;
+
 impl HostPort {
+    fn parse(text: &str) -> Option<Self> {
+        let (protocol, rest) = text.trim().split_once(':')?;
+        let (ip, port) = rest.rsplit_once(':').unwrap_or(("0.0.0.0", rest));
+        let ip = ip.trim_start_matches('[').trim_end_matches(']');
+        Some(Self { ip: ip.to_owned(), protocol: protocol.to_owned(), port: port.parse().ok()? })
+    }
+
     pub(crate) fn of_pod(pod: &Pod) -> BTreeSet<Self> {
         let Some(spec) = &pod.spec else { return BTreeSet::new() };
         let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
@@ -88,6 +103,8 @@ pub(crate) struct NodeState {
     pub requested: Requests,
     pub requested_for_scoring: Requests,
     pub ports: Vec<HostPort>,
+    /// Those that the node's own parts listen on.
+    pub own_ports: Vec<HostPort>,
     pub pods: i64,
     /// Pods per group; a group is what one controller owns.
     pub groups: HashMap<String, i64>,
@@ -122,12 +139,15 @@ impl Snapshot {
         let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
         let is_unschedulable = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
         let allocatable = allocatable(node);
+        let own_ports = own_ports(node);
         let is_same = state.is_known
             && state.labels == labels
             && state.taints == taints
             && state.is_unschedulable == is_unschedulable
-            && state.allocatable == allocatable;
+            && state.allocatable == allocatable
+            && state.own_ports == own_ports;
         state.images = images(node);
+        state.own_ports = own_ports;
         (state.labels, state.taints) = (labels, taints);
         (state.is_unschedulable, state.allocatable, state.is_known) = (is_unschedulable, allocatable, true);
         !is_same
@@ -176,16 +196,25 @@ impl Snapshot {
         state.requested.add(&placed.requests);
         state.requested_for_scoring.add(&placed.scoring);
         state.ports.extend(placed.ports.iter().cloned());
-        state.pods += 1;
+        state.pods = state.pods.saturating_add(1);
         if let Some(group) = &placed.group {
-            *state.groups.entry(group.clone()).or_insert(0) += 1;
+            let count = state.groups.entry(group.clone()).or_insert(0);
+            *count = count.saturating_add(1);
         }
         self.placed.insert(key, placed);
+    }
+
+    /// A decision that came to nothing. A pod that the watch has shown on its node stays: then it was bound after all.
+    pub fn forget_assumed(&mut self, key: &PodKey) -> bool {
+        self.placed.get(key).is_some_and(|placed| placed.is_assumed) && self.remove_pod(key)
     }
 
     /// True if the pod was counted somewhere.
     pub fn remove_pod(&mut self, key: &PodKey) -> bool {
         let Some(placed) = self.placed.remove(key) else { return false };
+        if self.placed.capacity() > self.placed.len().saturating_mul(4).saturating_add(SLACK) {
+            self.placed.shrink_to_fit();
+        }
         let Some(state) = self.nodes.get_mut(&placed.node) else { return true };
         state.requested.subtract(&placed.requests);
         state.requested_for_scoring.subtract(&placed.scoring);
@@ -194,12 +223,12 @@ impl Snapshot {
                 state.ports.swap_remove(index);
             }
         }
-        state.pods -= 1;
+        state.pods = state.pods.saturating_sub(1);
         if let Some(group) = &placed.group
             && let Some(count) = state.groups.get_mut(group)
         {
-            *count -= 1;
-            if *count == 0 {
+            *count = count.saturating_sub(1);
+            if *count <= 0 {
                 state.groups.remove(group);
             }
         }
@@ -225,6 +254,12 @@ pub(crate) fn group_of(pod: &Pod) -> Option<String> {
     owners.into_iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone())
 }
 
+/// What the node says that it listens on itself: a pod that took such a port would take the node's own traffic.
+fn own_ports(node: &Node) -> Vec<HostPort> {
+    let text = node.metadata.annotations.as_ref().and_then(|annotations| annotations.get(OWN_PORTS));
+    text.into_iter().flat_map(|text| text.split(',')).take(OWN_PORTS_MAX).filter_map(HostPort::parse).collect()
+}
+
 fn allocatable(node: &Node) -> Requests {
     let status = node.status.as_ref();
     let found = status.and_then(|status| status.allocatable.as_ref().or(status.capacity.as_ref()));
@@ -243,7 +278,7 @@ fn images(node: &Node) -> BTreeMap<String, i64> {
 
 impl NodeState {
     pub(crate) fn has_room_for_a_pod(&self) -> bool {
-        self.pods < self.allocatable.get(PODS)
+        i128::from(self.pods) < self.allocatable.get(PODS)
     }
 }
 
@@ -280,7 +315,7 @@ mod tests {
             }
             for (name, state) in &snapshot.nodes {
                 let there: Vec<_> = snapshot.placed.values().filter(|placed| placed.node == *name).collect();
-                prop_assert_eq!(state.requested.get("cpu"), there.iter().map(|placed| placed.requests.get("cpu")).sum::<i64>());
+                prop_assert_eq!(state.requested.get("cpu"), there.iter().map(|placed| placed.requests.get("cpu")).sum::<i128>());
                 prop_assert_eq!(usize::try_from(state.pods).unwrap(), there.len());
                 prop_assert_eq!(state.ports.len(), there.len());
                 prop_assert_eq!(state.groups.values().sum::<i64>(), state.pods);
@@ -299,6 +334,42 @@ mod tests {
         assert_eq!(snapshot.nodes["n0"].requested.get("cpu"), 100);
         assert!(snapshot.upsert_pod(&pod(1, Some(0), 100, "Succeeded")), "an ended pod frees its room");
         assert!(snapshot.nodes.is_empty());
+    }
+
+    #[test]
+    fn absurd_amounts_are_summed_and_taken_back_exactly() {
+        let mut snapshot = Snapshot::default();
+        for index in 0..3 {
+            snapshot.upsert_pod(&pod(index, Some(0), i64::MAX, "Running"));
+        }
+        snapshot.remove_pod(&PodKey::of(&pod(0, None, 0, "")));
+        let cpu = snapshot.placed.values().next().unwrap().requests.get("cpu");
+        assert_eq!(snapshot.nodes["n0"].requested.get("cpu"), cpu.saturating_mul(2));
+    }
+
+    #[test]
+    fn a_pod_that_was_bound_after_all_stays() {
+        let mut snapshot = Snapshot::default();
+        let key = PodKey::of(&pod(1, None, 0, ""));
+        snapshot.assume(&pod(1, None, 100, "Pending"), "n0");
+        assert!(snapshot.forget_assumed(&key));
+        snapshot.assume(&pod(1, None, 100, "Pending"), "n0");
+        snapshot.upsert_pod(&pod(1, Some(0), 100, "Pending"));
+        assert!(!snapshot.forget_assumed(&key));
+        assert_eq!(snapshot.nodes["n0"].pods, 1);
+    }
+
+    #[test]
+    fn ports_of_the_node_itself() {
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n0", "annotations": {
+            OWN_PORTS: "TCP:6443, UDP:10.43.0.10:53,TCP:[fd00::1]:22,nonsense,TCP:x"}}}))
+        .unwrap();
+        let mut snapshot = Snapshot::default();
+        snapshot.upsert_node(&node);
+        let port = |ip: &str, protocol: &str, port| HostPort { ip: ip.into(), protocol: protocol.into(), port };
+        let expect = [port("0.0.0.0", "TCP", 6443), port("10.43.0.10", "UDP", 53), port("fd00::1", "TCP", 22)];
+        assert_eq!(snapshot.nodes["n0"].own_ports, expect);
+        assert!(!snapshot.upsert_node(&node), "a heartbeat");
     }
 
     #[test]

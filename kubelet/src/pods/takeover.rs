@@ -92,7 +92,9 @@ impl Pods {
             let Some(uid) = sandbox.labels.get(POD_UID).cloned() else { continue };
             let is_static = sandbox.annotations.get(CONFIG_SOURCE).is_some_and(|source| source == "file");
             let may_be_wanted = is_static && self.takeover.manifests == Manifests::Unknown;
-            if self.registry.get(&uid).is_none() && !may_be_wanted {
+            // The API has it, and it cannot be read: whoever could not be understood is not gone.
+            let is_unread = self.hearing.contains(&uid);
+            if self.registry.get(&uid).is_none() && !may_be_wanted && !is_unread {
                 orphans.insert(uid, sandbox);
             }
         }
@@ -116,7 +118,7 @@ impl Pods {
         let Ok(mut entries) = tokio::fs::read_dir(&root).await else { return };
         while let Ok(Some(entry)) = entries.next_entry().await {
             let uid = entry.file_name().to_string_lossy().into_owned();
-            if self.registry.get(&uid).is_some() {
+            if self.registry.get(&uid).is_some() || self.hearing.contains(&uid) {
                 continue;
             }
             let (path, cgroups) = (entry.path(), self.kit.cgroups.clone());

@@ -24,7 +24,7 @@ pub(super) fn revision(object: &impl ResourceExt) -> i64 {
 pub(super) fn next_revision(observed: &Observed<'_>) -> i64 {
     let highest_old = observed.old.iter().map(|set| revision(set.as_ref())).max().unwrap_or(0);
     let own = observed.new.as_ref().map_or(0, |set| revision(set.as_ref()));
-    if own > highest_old { own } else { highest_old + 1 }
+    if own > highest_old { own } else { highest_old.saturating_add(1) }
 }
 
 /// Writes revision and sizes where they are not yet what they should be.
@@ -85,7 +85,10 @@ pub(super) fn of_new_set(observed: &Observed<'_>, next: i64) -> Value {
 /// How large the deployment was when a set was last sized: what proportional scaling goes by.
 pub(super) fn sizes(observed: &Observed<'_>) -> [(String, String); 2] {
     let (surge, _) = observed.limits();
-    [(DESIRED.into(), observed.replicas().to_string()), (MAX.into(), (observed.replicas() + surge).to_string())]
+    [
+        (DESIRED.into(), observed.replicas().to_string()),
+        (MAX.into(), observed.replicas().saturating_add(surge).to_string()),
+    ]
 }
 
 pub(super) fn max_replicas(set: &ReplicaSet) -> Option<i32> {

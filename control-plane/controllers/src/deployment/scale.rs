@@ -18,39 +18,50 @@ pub(super) enum Steps {
     Resize(Vec<Action>),
 }
 
+/// Sizes are summed in 64 bits: a set's may be any number of 32, and somebody may make many sets.
+fn size_of(set: &ReplicaSet) -> i64 {
+    i64::from(replicas_of(set))
+}
+
+/// A size that a set can have.
+fn size(count: i64) -> i32 {
+    i32::try_from(count.max(0)).unwrap_or(i32::MAX)
+}
+
 /// Grows the new set as far as the surge allows, and shrinks the old ones as far as availability allows.
 pub(super) fn rolling(observed: &Observed<'_>) -> Steps {
     let (surge, unavailable) = observed.limits();
-    let wanted = observed.replicas();
-    let old_total: i32 = observed.old.iter().map(|set| replicas_of(set)).sum();
+    let (surge, unavailable, wanted) = (i64::from(surge), i64::from(unavailable), i64::from(observed.replicas()));
+    let old_total: i64 = observed.old.iter().map(|set| size_of(set)).sum();
     let room = (wanted + surge - old_total).max(0);
-    let Some(new) = &observed.new else { return Steps::Create { replicas: room.min(wanted) } };
+    let Some(new) = &observed.new else { return Steps::Create { replicas: size(room.min(wanted)) } };
 
-    let current = replicas_of(new);
+    let current = size_of(new);
     let target = if current > wanted { wanted } else { (current + (room - current).max(0)).min(wanted) };
-    let mut actions = resize(observed, new, target);
+    let mut actions = resize(observed, new, size(target));
     if !actions.is_empty() || old_total == 0 {
         return Steps::Resize(actions);
     }
     let floor = wanted - unavailable;
-    let new_missing = (current - available_of(new)).max(0);
+    let available = |set: &ReplicaSet| i64::from(available_of(set));
+    let new_missing = (current - available(new)).max(0);
     let mut removable = old_total + current - floor - new_missing;
-    let mut sizes: Vec<i32> = observed.old.iter().map(|set| replicas_of(set)).collect();
+    let mut sizes: Vec<i64> = observed.old.iter().map(|set| size_of(set)).collect();
     // First those that serve nobody: they cost no availability.
     for (set, size) in observed.old.iter().zip(&mut sizes) {
-        let broken = (*size - available_of(set)).clamp(0, removable.max(0));
+        let broken = (*size - available(set)).clamp(0, removable.max(0));
         *size -= broken;
         removable -= broken;
     }
-    let available: i32 = observed.all().map(|set| available_of(set)).sum();
-    let mut spare = (available - floor).min(removable);
+    let all_available: i64 = observed.all().map(|set| available(set)).sum();
+    let mut spare = (all_available - floor).min(removable);
     for size in &mut sizes {
         let taken = (*size).min(spare.max(0));
         *size -= taken;
         spare -= taken;
     }
-    for (set, size) in observed.old.iter().zip(sizes) {
-        actions.extend(resize(observed, set, size));
+    for (set, count) in observed.old.iter().zip(sizes) {
+        actions.extend(resize(observed, set, size(count)));
     }
     Steps::Resize(actions)
 }
@@ -81,19 +92,21 @@ pub(super) fn proportionally(observed: &Observed<'_>) -> Vec<Action> {
 
 fn shares(observed: &Observed<'_>, sets: &[&Arc<ReplicaSet>]) -> Vec<i32> {
     let (surge, _) = observed.limits();
-    let allowed = if observed.replicas() > 0 { observed.replicas() + surge } else { 0 };
-    let total: i32 = sets.iter().map(|set| replicas_of(set)).sum();
+    let wanted = i64::from(observed.replicas());
+    let allowed = if wanted > 0 { wanted + i64::from(surge) } else { 0 };
+    let total: i64 = sets.iter().map(|set| size_of(set)).sum();
     let mut rest = allowed - total;
-    let mut sizes: Vec<i32> = Vec::with_capacity(sets.len());
+    let mut sizes: Vec<i64> = Vec::with_capacity(sets.len());
     for set in sets {
-        let size = i64::from(replicas_of(set));
-        let was_allowed = i64::from(annotation::max_replicas(set).filter(|max| *max > 0).unwrap_or(total.max(1)));
-        // Rounded to the nearest, as far as the rest reaches.
-        let share =
-            i32::try_from((2 * size * i64::from(allowed) + was_allowed) / (2 * was_allowed) - size).unwrap_or(0);
+        let current = size_of(set);
+        let was_allowed = annotation::max_replicas(set).map(i64::from).filter(|max| *max > 0).unwrap_or(total.max(1));
+        // Rounded to the nearest, as far as the rest reaches. In 128 bits: two sizes are multiplied.
+        let (size, was_allowed) = (i128::from(current), i128::from(was_allowed));
+        let share = (2 * size * i128::from(allowed) + was_allowed) / (2 * was_allowed) - size;
+        let share = i64::try_from(share).unwrap_or(i64::MAX);
         let part = if rest >= 0 { share.clamp(0, rest) } else { share.clamp(rest, 0) };
         rest -= part;
-        sizes.push((replicas_of(set) + part).max(0));
+        sizes.push((current + part).max(0));
     }
     // What rounding left over goes to the largest.
     if rest != 0
@@ -101,7 +114,7 @@ fn shares(observed: &Observed<'_>, sets: &[&Arc<ReplicaSet>]) -> Vec<i32> {
     {
         *largest = (*largest + rest).max(0);
     }
-    sizes
+    sizes.into_iter().map(size).collect()
 }
 
 /// The patch that gives a set its size and notes the deployment's, and the event if the size is another.

@@ -1,12 +1,13 @@
 //! A deployment's status: counts, and the conditions Available and Progressing. Pure.
 
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{DeploymentCondition, DeploymentStatus, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::{Observed, available_of, patch_status, replicas_of};
 use crate::action::Plan;
+use crate::clock::{after, whole_seconds};
 
 pub(super) fn update(observed: &Observed<'_>, now: Timestamp, plan: &mut Plan) {
     let status = status(observed, now, plan);
@@ -16,7 +17,7 @@ pub(super) fn update(observed: &Observed<'_>, now: Timestamp, plan: &mut Plan) {
 }
 
 fn sum(observed: &Observed<'_>, of: impl Fn(&ReplicaSet) -> i32) -> i32 {
-    observed.all().map(|set| of(set)).sum()
+    observed.all().fold(0, |sum, set| sum.saturating_add(of(set)))
 }
 
 fn replicas(set: &ReplicaSet) -> i32 {
@@ -36,9 +37,7 @@ fn status(observed: &Observed<'_>, now: Timestamp, plan: &mut Plan) -> Deploymen
             set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0)
         })),
         available_replicas: nonzero(available),
-        unavailable_replicas: nonzero(
-            observed.all().map(|set| replicas_of(set)).sum::<i32>().max(observed.replicas()) - available,
-        ),
+        unavailable_replicas: nonzero(sum(observed, replicas_of).max(observed.replicas()).saturating_sub(available)),
         terminating_replicas: Some(sum(observed, |set| {
             set.status.as_ref().and_then(|status| status.terminating_replicas).unwrap_or(0)
         })),
@@ -46,7 +45,7 @@ fn status(observed: &Observed<'_>, now: Timestamp, plan: &mut Plan) -> Deploymen
         conditions: old.and_then(|status| status.conditions.clone()),
     };
     let (_, unavailable) = observed.limits();
-    let enough = available >= observed.replicas() - unavailable;
+    let enough = available >= observed.replicas().saturating_sub(unavailable);
     let (state, reason, message) = if enough {
         ("True", "MinimumReplicasAvailable", "Deployment has minimum availability.")
     } else {
@@ -85,7 +84,7 @@ fn progress(observed: &Observed<'_>, status: &DeploymentStatus, now: Timestamp, 
         return Some(("True", "ReplicaSetUpdated", format!("ReplicaSet \"{set}\" is progressing.")));
     }
     let since = condition?.last_update_time.as_ref().map_or(now, |time| time.0);
-    let deadline = since + deadline(observed)?;
+    let deadline = after(since, deadline(observed)?);
     if condition?.reason.as_deref() == Some("NewReplicaSetAvailable") {
         // It was complete, and is not any more: pods were lost, no rollout is under way.
         return has_new_generation(observed)
@@ -111,7 +110,7 @@ fn deadline(observed: &Observed<'_>) -> Option<SignedDuration> {
 
 fn look_again(observed: &Observed<'_>, since: Timestamp, now: Timestamp, plan: &mut Plan) {
     if let Some(deadline) = deadline(observed) {
-        plan.look_again_at((since + deadline).max(now));
+        plan.look_again_at(after(since, deadline).max(now));
     }
 }
 
@@ -119,8 +118,9 @@ fn look_again(observed: &Observed<'_>, since: Timestamp, now: Timestamp, plan: &
 fn has_progressed(old: Option<&DeploymentStatus>, new: &DeploymentStatus) -> bool {
     let count =
         |status: Option<&DeploymentStatus>, of: fn(&DeploymentStatus) -> Option<i32>| status.and_then(of).unwrap_or(0);
-    let outdated =
-        |status: Option<&DeploymentStatus>| count(status, |s| s.replicas) - count(status, |s| s.updated_replicas);
+    let outdated = |status: Option<&DeploymentStatus>| {
+        count(status, |s| s.replicas).saturating_sub(count(status, |s| s.updated_replicas))
+    };
     let new = Some(new);
     count(new, |s| s.updated_replicas) > count(old, |s| s.updated_replicas)
         || outdated(new) < outdated(old)
@@ -151,7 +151,7 @@ fn set_condition(
     now: Timestamp,
     is_step: bool,
 ) {
-    let time = Some(Time(now.round(Unit::Second).unwrap_or(now)));
+    let time = Some(Time(whole_seconds(now)));
     let conditions = status.conditions.get_or_insert_default();
     let old = conditions.iter_mut().find(|condition| condition.type_ == kind);
     match old {

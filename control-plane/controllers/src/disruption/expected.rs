@@ -40,7 +40,7 @@ pub(super) fn count(budget: &PodDisruptionBudget, pods: &[Arc<Pod>], world: &Wor
     let found = i32::try_from(pods.len()).unwrap_or(i32::MAX);
     if let Some(value) = spec.and_then(|spec| spec.max_unavailable.as_ref()) {
         let pods = wanted(pods, world)?;
-        return Ok(Expected { pods, healthy: (pods - share(value, pods, true)).max(0) });
+        return Ok(Expected { pods, healthy: pods.saturating_sub(share(value, pods, true)).max(0) });
     }
     match spec.and_then(|spec| spec.min_available.as_ref()) {
         Some(IntOrString::Int(number)) => Ok(Expected { pods: found, healthy: (*number).max(0) }),

@@ -6,7 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::ApiResource;
 
-use super::plan::{self, FOREGROUND, OwnerState, Step};
+use super::plan::{self, OwnerState, Step};
+use crate::queue::Queue;
+
+/// Room that a map keeps beyond four times what it holds.
+const SLACK: usize = 1024;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Owner {
@@ -41,20 +45,22 @@ struct State {
     /// Uids seen in a list that is under way.
     listing: HashMap<usize, HashSet<String>>,
     listed_once: HashSet<usize>,
-    suspects: BTreeSet<String>,
-    failed: BTreeSet<String>,
     absent: HashSet<String>,
     /// Found by asking, not yet shown by a watch.
     present: HashSet<String>,
 }
 
 #[derive(Default)]
-pub(crate) struct Graph(Mutex<State>);
+pub(crate) struct Graph {
+    state: Mutex<State>,
+    /// Uids to look at.
+    suspects: Queue<String>,
+}
 
 impl Graph {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change of the state is one call: a panic elsewhere leaves it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many objects are known in a namespace, events aside.
@@ -76,7 +82,8 @@ impl Graph {
             .filter(|entry| entry.list == list && !seen.contains(&entry.uid))
             .map(|entry| entry.uid.clone())
             .collect();
-        let touched = gone.iter().flat_map(|uid| state.remove(uid)).collect();
+        let touched = gone.iter().flat_map(|uid| state.remove(uid, &self.suspects)).collect();
+        state.shrink();
         (state.listed_once.insert(list), touched)
     }
 
@@ -94,16 +101,19 @@ impl Graph {
         if is_listing {
             state.listing.entry(list).or_default().insert(entry.uid.clone());
         }
-        state.upsert(&entry);
+        state.upsert(&entry, &self.suspects);
         Vec::new()
     }
 
     pub(super) fn remove(&self, uid: &str) -> Vec<String> {
-        self.state().remove(uid).into_iter().collect()
+        let mut state = self.state();
+        let touched = state.remove(uid, &self.suspects).into_iter().collect();
+        state.shrink();
+        touched
     }
 
-    pub(super) fn next_suspect(&self) -> Option<String> {
-        self.state().suspects.pop_first()
+    pub(super) fn suspects(&self) -> &Queue<String> {
+        &self.suspects
     }
 
     pub(super) fn step(&self, uid: &str) -> Option<Step> {
@@ -116,43 +126,30 @@ impl Graph {
             .flatten()
             .filter_map(|dependent| state.entries.get(dependent).map(|entry| (dependent.as_str(), entry)))
             .collect();
-        plan::step(entry, |owner| state.owner_state(owner), &dependents)
+        plan::step(entry, |owner| state.owner_state(entry, owner), &dependents)
     }
 
     pub(super) fn note_absent(&self, owner: &str) {
         let mut state = self.state();
         state.absent.insert(owner.to_owned());
-        state.suspect_dependents(owner);
+        state.suspect_dependents(owner, &self.suspects);
     }
 
     pub(super) fn note_present(&self, owner: &str) {
         let mut state = self.state();
         state.present.insert(owner.to_owned());
-        state.suspect_dependents(owner);
-    }
-
-    /// What was planned for the object could not be done. It is looked at again after a delay, or with its next change.
-    pub(super) fn note_failed(&self, uid: &str) {
-        self.state().failed.insert(uid.to_owned());
-    }
-
-    pub(super) fn has_failed(&self) -> bool {
-        !self.state().failed.is_empty()
-    }
-
-    pub(super) fn suspect_failed(&self) {
-        let mut state = self.state();
-        let failed = std::mem::take(&mut state.failed);
-        state.suspects.extend(failed);
+        state.suspect_dependents(owner, &self.suspects);
     }
 }
 
 impl State {
-    fn owner_state(&self, owner: &Owner) -> OwnerState {
+    fn owner_state(&self, entry: &Entry, owner: &Owner) -> OwnerState {
         match self.entries.get(&owner.uid) {
-            Some(entry) if entry.is_deleting && entry.finalizers.iter().any(|own| own == FOREGROUND) => {
-                OwnerState::Waiting
+            // Who has a namespace owns within it. Outside it the reference means nobody, as upstream looks it up.
+            Some(found) if !found.namespace.is_empty() && found.namespace != entry.namespace => {
+                if entry.namespace.is_empty() { OwnerState::Solid } else { OwnerState::Absent }
             }
+            Some(found) if plan::is_waiting(found) => OwnerState::Waiting,
             Some(_) => OwnerState::Solid,
             None if self.absent.contains(&owner.uid) => OwnerState::Absent,
             None if self.present.contains(&owner.uid) => OwnerState::Solid,
@@ -160,12 +157,25 @@ impl State {
         }
     }
 
-    fn suspect_dependents(&mut self, uid: &str) {
-        let dependents = self.dependents.get(uid).cloned().unwrap_or_default();
-        self.suspects.extend(dependents);
+    fn suspect_dependents(&self, uid: &str, suspects: &Queue<String>) {
+        self.dependents.get(uid).into_iter().flatten().for_each(|dependent| suspects.push(dependent.clone()));
     }
 
-    fn upsert(&mut self, entry: &Entry) {
+    /// What a burst has taken is given back.
+    fn shrink(&mut self) {
+        let is_wide = |capacity: usize, len: usize| capacity > len.saturating_mul(4).saturating_add(SLACK);
+        if is_wide(self.entries.capacity(), self.entries.len()) {
+            self.entries.shrink_to_fit();
+        }
+        if is_wide(self.dependents.capacity(), self.dependents.len()) {
+            self.dependents.shrink_to_fit();
+        }
+        if is_wide(self.absent.capacity(), self.absent.len()) {
+            self.absent.shrink_to_fit();
+        }
+    }
+
+    fn upsert(&mut self, entry: &Entry, suspects: &Queue<String>) {
         let uid = entry.uid.clone();
         self.absent.remove(&uid);
         self.present.remove(&uid);
@@ -176,7 +186,9 @@ impl State {
                     self.unlink(&owner.uid, &uid);
                 }
             }
-            None if !entry.namespace.is_empty() => *self.per_namespace.entry(entry.namespace.clone()).or_insert(0) += 1,
+            None if !entry.namespace.is_empty() => {
+                *self.per_namespace.entry(entry.namespace.clone()).or_insert(0usize) += 1
+            }
             None => {}
         }
         for owner in &entry.owners {
@@ -184,10 +196,10 @@ impl State {
         }
         let starts_leaving = entry.is_deleting && before.as_ref().is_none_or(|before| !before.is_deleting);
         if entry.is_deleting || !entry.owners.is_empty() {
-            self.suspects.insert(uid.clone());
+            suspects.push(uid.clone());
         }
         if starts_leaving {
-            self.suspect_dependents(&uid);
+            self.suspect_dependents(&uid, suspects);
         }
         // An owner that waits for this one, or that this one was taken from, has to be looked at.
         let owners: Vec<String> = entry
@@ -196,13 +208,13 @@ impl State {
             .chain(before.iter().flat_map(|before| &before.owners))
             .map(|owner| owner.uid.clone())
             .collect();
-        self.suspect_leaving(owners);
+        self.suspect_leaving(owners, suspects);
     }
 
-    fn suspect_leaving(&mut self, owners: Vec<String>) {
+    fn suspect_leaving(&self, owners: Vec<String>, suspects: &Queue<String>) {
         for owner in owners {
             if self.entries.get(&owner).is_some_and(|entry| entry.is_deleting) {
-                self.suspects.insert(owner);
+                suspects.push(owner);
             }
         }
     }
@@ -219,23 +231,23 @@ impl State {
         }
     }
 
-    fn remove(&mut self, uid: &str) -> Option<String> {
+    fn remove(&mut self, uid: &str, suspects: &Queue<String>) -> Option<String> {
         let entry = self.entries.remove(uid)?;
-        self.suspects.remove(uid);
+        suspects.remove(&entry.uid);
         if self.dependents.contains_key(uid) {
             // The watch itself has said that it is gone.
             self.absent.insert(uid.to_owned());
-            self.suspect_dependents(uid);
+            self.suspect_dependents(uid, suspects);
         }
         for owner in &entry.owners {
             self.unlink(&owner.uid, uid);
         }
-        self.suspect_leaving(entry.owners.iter().map(|owner| owner.uid.clone()).collect());
+        self.suspect_leaving(entry.owners.iter().map(|owner| owner.uid.clone()).collect(), suspects);
         if entry.namespace.is_empty() {
             return None;
         }
         if let Some(count) = self.per_namespace.get_mut(&entry.namespace) {
-            *count -= 1;
+            *count = count.saturating_sub(1);
             if *count == 0 {
                 self.per_namespace.remove(&entry.namespace);
                 return Some(entry.namespace);
@@ -294,7 +306,8 @@ mod tests {
     /// All steps that are due now, as words.
     fn steps(graph: &Graph) -> Vec<String> {
         let mut steps = Vec::new();
-        while let Some(uid) = graph.next_suspect() {
+        while let Some(uid) = graph.suspects().next(tokio::time::Instant::now()) {
+            graph.suspects().done(&uid);
             match graph.step(&uid) {
                 Some(Step::Ask { owner_uid, .. }) => steps.push(format!("ask {owner_uid}")),
                 Some(Step::Act(actions)) => steps.extend(actions.iter().map(|action| match action {
@@ -355,6 +368,55 @@ mod tests {
         assert_eq!(steps(&graph), ["leave b 0 of its list"]);
         graph.remove("b");
         assert_eq!(steps(&graph), ["leave a 0 of its list"]);
+    }
+
+    #[test]
+    fn a_circle_of_owners_does_not_wait_for_itself() {
+        let graph = Graph::default();
+        let waiting = json!({"deletionTimestamp": LEAVING, "finalizers": ["foregroundDeletion"]});
+        put(&graph, "a", &["b"], json!({}));
+        put(&graph, "b", &["a"], json!({}));
+        steps(&graph);
+        put(&graph, "a", &["b"], waiting.clone());
+        assert_eq!(steps(&graph), ["leave b 1 of its list"], "it blocks nobody any more");
+        let unblocked = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "a", "uid": "a", "blockOwnerDeletion": false}]);
+        put(&graph, "b", &[], json!({"ownerReferences": unblocked}));
+        assert_eq!(steps(&graph), ["delete b in the foreground", "leave a 0 of its list"]);
+        graph.remove("a");
+        let mut ending = waiting;
+        ending["ownerReferences"] = unblocked;
+        put(&graph, "b", &[], ending);
+        assert_eq!(steps(&graph), ["leave b 0 of its list"]);
+    }
+
+    #[test]
+    fn who_has_a_namespace_owns_within_it() {
+        let graph = Graph::default();
+        let node = super::super::resource_of(control_plane_api::row_for_kind("", "v1", "Node").unwrap());
+        let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "uid": "gone"}]);
+        let forged = json!({"name": "n", "uid": "n", "resourceVersion": "1", "ownerReferences": owner});
+        graph.upsert(1, &node, &serde_json::from_value(forged).unwrap(), false);
+        assert_eq!(
+            steps(&graph),
+            [""; 0],
+            "a node is not asked for an owner in no namespace, nor deleted for its sake"
+        );
+        put(&graph, "a", &[], json!({}));
+        put(&graph, "b", &["a"], json!({"namespace": "other"}));
+        assert_eq!(steps(&graph), ["delete b"], "as upstream: in its own namespace there is no such owner");
+    }
+
+    #[test]
+    fn a_failure_waits_longer_each_time() {
+        let graph = Graph::default();
+        let now = tokio::time::Instant::now();
+        put(&graph, "b", &["a"], json!({}));
+        for failures in 1..4 {
+            let due = graph.suspects().due().unwrap_or(now);
+            assert_eq!(graph.suspects().next(due).as_deref(), Some("b"));
+            assert_eq!(graph.suspects().push_after_failure("b".into(), now), failures);
+            graph.suspects().done(&"b".to_owned());
+        }
     }
 
     #[test]

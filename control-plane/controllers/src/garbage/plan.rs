@@ -1,5 +1,6 @@
 //! What is to be done about one object, given its owners and dependents. Pure.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ApiResource;
 use serde_json::json;
 
@@ -54,11 +55,35 @@ pub(super) fn step(
         return (!gone.is_empty()).then(|| Step::Act(vec![without_owners(entry, &gone)]));
     }
     let how = if has(OwnerState::Waiting) && !dependents.is_empty() {
+        // A dependent that waits for its own dependents, this one among them, may be a circle: whoever blocks in it is
+        // released first, as upstream does. It may be none; then the owner goes before this one, which is no harm.
+        let is_circle = dependents.iter().any(|(_, dependent)| is_waiting(dependent));
+        if is_circle && entry.owners.iter().any(|owner| owner.is_blocking) {
+            return Some(Step::Act(vec![unblocked(entry)]));
+        }
         Propagation::Foreground
     } else {
         Propagation::Background
     };
     Some(Step::Act(vec![delete(entry, how)]))
+}
+
+/// Being deleted in the foreground.
+pub(super) fn is_waiting(entry: &Entry) -> bool {
+    entry.is_deleting && entry.finalizers.iter().any(|own| own == FOREGROUND)
+}
+
+/// The same owners, and none of them waits for this one.
+fn unblocked(entry: &Entry) -> Action {
+    let owners: Vec<_> = entry
+        .owners
+        .iter()
+        .map(|owner| {
+            let block_owner_deletion = owner.reference.block_owner_deletion.map(|_| false);
+            OwnerReference { block_owner_deletion, ..owner.reference.clone() }
+        })
+        .collect();
+    patch(entry, json!({"ownerReferences": owners}))
 }
 
 fn leaving(entry: &Entry, dependents: &[(&str, &Entry)]) -> Option<Step> {
@@ -93,6 +118,10 @@ fn ask(entry: &Entry, owner: &Owner) -> Option<Step> {
     let (group, version) = control_plane_api::row::split_api_version(&owner.api_version);
     // An owner of a kind that nobody serves can never be asked for: the object stays, as upstream leaves it.
     let row = control_plane_api::row_for_kind(group, version, &owner.kind)?;
+    if row.namespaced && entry.namespace.is_empty() {
+        // A cluster's object cannot be owned by a namespace's: the reference means nothing, and nothing is deleted for it.
+        return None;
+    }
     let namespace = if row.namespaced { entry.namespace.clone() } else { String::new() };
     let resource = Box::new(super::resource_of(row));
     Some(Step::Ask { resource, namespace, name: owner.name.clone(), owner_uid: owner.uid.clone() })

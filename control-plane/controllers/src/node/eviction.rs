@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
 use super::delete;
 use super::taints::NO_EXECUTE;
 use crate::action::{Plan, Propagation};
+use crate::clock::after;
 
 enum Stay {
     ForEver,
@@ -22,7 +23,7 @@ pub(super) fn plan(taints: &[Taint], pods: &[Arc<Pod>], now: Timestamp, plan: &m
             let since = taint.time_added.as_ref().map_or(now, |time| time.0);
             match stay(pod, taint) {
                 Stay::ForEver => None,
-                Stay::For(duration) => Some(since + duration),
+                Stay::For(duration) => Some(after(since, duration)),
                 Stay::No => Some(now),
             }
         });

@@ -19,7 +19,7 @@ pub(super) fn assign(
 ) -> Option<Action> {
     let taken: HashSet<&str> = nodes.iter().filter_map(|node| node.spec.as_ref()?.pod_cidr.as_deref()).collect();
     let free = (0..1u64 << node_prefix.saturating_sub(prefix).min(31)).find_map(|index| {
-        let offset = u32::try_from(index << (32 - u32::from(node_prefix))).ok()?;
+        let offset = u32::try_from(index.checked_shl(32u32.saturating_sub(u32::from(node_prefix)))?).ok()?;
         let candidate = format!("{}/{node_prefix}", Ipv4Addr::from_bits(network.to_bits().checked_add(offset)?));
         (!taken.contains(candidate.as_str())).then_some(candidate)
     });

@@ -1,10 +1,11 @@
 //! Conditions as taints (kubernetes.io, "Taints and Tolerations: Taint based Evictions"). Pure.
 
-use jiff::{Timestamp, Unit};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::condition;
+use crate::clock::whole_seconds;
 
 const NO_SCHEDULE: &str = "NoSchedule";
 pub(super) const NO_EXECUTE: &str = "NoExecute";
@@ -43,7 +44,7 @@ pub(super) fn wanted(node: &Node, now: Timestamp) -> Vec<Taint> {
     let mut taints: Vec<Taint> = current.into_iter().filter(|taint| !is_managed(taint) || is_wanted(taint)).collect();
     for (key, effect) in ours {
         if !taints.iter().any(|taint| taint.key == key && taint.effect == effect) {
-            let time_added = (effect == NO_EXECUTE).then(|| Time(now.round(Unit::Second).unwrap_or(now)));
+            let time_added = (effect == NO_EXECUTE).then(|| Time(whole_seconds(now)));
             taints.push(Taint { key: key.into(), effect: effect.into(), value: None, time_added });
         }
     }

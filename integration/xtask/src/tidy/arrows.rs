@@ -30,8 +30,9 @@ const fn door(package: &'static str) -> Room {
 }
 
 /// The table of ARCHITECTURE.md, "The house". A package missing here is a violation.
-const ROOMS: [Room; 23] = [
+const ROOMS: [Room; 24] = [
     door("control-plane-api"),
+    door("control-plane-decode"),
     room("control-plane-store", 0),
     room("control-plane-apiserver", 2),
     room("control-plane-scheduler", 2),
