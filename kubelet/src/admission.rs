@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement};
 
+use crate::listeners::Listener;
 use crate::pod::LocalPod;
 use crate::resources;
 use crate::sync::observed::Failed;
+use crate::sysctls::Allowed;
 
 /// What the node has for pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,15 +23,55 @@ fn refuse(reason: &str, message: impl Into<String>) -> Result<(), Failed> {
     Err(Failed::new(reason, message))
 }
 
+/// What a pod is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    pub capacity: &'a Capacity,
+    pub node: Option<&'a Node>,
+    pub sysctls: &'a Allowed,
+    /// Who listens on the node and is no pod.
+    pub listeners: &'a [Listener],
+}
+
 /// # Errors
 /// Why the pod may not run here, as its status will say.
-pub fn judge(pod: &LocalPod, others: &[Arc<LocalPod>], capacity: &Capacity, node: Option<&Node>) -> Result<(), Failed> {
-    fits(pod, others, capacity)?;
+pub fn judge(pod: &LocalPod, others: &[Arc<LocalPod>], place: &Place<'_>) -> Result<(), Failed> {
+    fits(pod, others, place.capacity)?;
     ports(pod, others)?;
-    if let Some(node) = node {
-        place(pod, node)?;
+    nodes_ports(pod, place.listeners)?;
+    if let Some(node) = place.node {
+        chosen(pod, node)?;
     }
+    place.sysctls.judge(pod)?;
     supported(pod)
+}
+
+/// Whether the pod takes any port of the node.
+#[must_use]
+pub fn takes_ports(pod: &LocalPod) -> bool {
+    !host_ports(pod).is_empty()
+}
+
+/// Without those who belong to pods in the node's network: their ports are theirs, and `ports` judges them.
+#[must_use]
+pub fn nodes_own(listeners: Vec<Listener>, pods: &[Arc<LocalPod>]) -> Vec<Listener> {
+    let taken: Vec<(String, String, i32)> =
+        pods.iter().filter(|p| p.host_network()).flat_map(|p| host_ports(p)).collect();
+    let is_pods = |l: &Listener| taken.iter().any(|(protocol, address, port)| l.clashes(protocol, address, *port));
+    listeners.into_iter().filter(|l| !is_pods(l)).collect()
+}
+
+/// A program of the node would lose what it gets to the pod: the API server, the kubelet, DNS, ssh.
+fn nodes_ports(pod: &LocalPod, listeners: &[Listener]) -> Result<(), Failed> {
+    for (protocol, address, port) in host_ports(pod) {
+        if let Some(listener) = listeners.iter().find(|l| l.clashes(&protocol, &address, port)) {
+            let message = format!(
+                "Predicate NodePorts failed: a program of the node itself listens on {listener}; choose another host port, or a hostIP on which nobody listens"
+            );
+            return refuse("NodePorts", message);
+        }
+    }
+    Ok(())
 }
 
 fn fits(pod: &LocalPod, others: &[Arc<LocalPod>], capacity: &Capacity) -> Result<(), Failed> {
@@ -45,11 +87,11 @@ fn fits(pod: &LocalPod, others: &[Arc<LocalPod>], capacity: &Capacity) -> Result
         return out_of("pods", 1, count, pods);
     }
     let (cpu, memory) = resources::pod_requests(pod);
-    let (mut used_cpu, mut used_memory) = (0, 0);
+    let (mut used_cpu, mut used_memory): (i128, i128) = (0, 0);
     for other in others {
         let (cpu, memory) = resources::pod_requests(other);
-        used_cpu += cpu;
-        used_memory += memory;
+        used_cpu = cpu.saturating_add(used_cpu);
+        used_memory = memory.saturating_add(used_memory);
     }
     if cpu > 0 && used_cpu + cpu > i128::from(capacity.cpu_millis) {
         return out_of("cpu", cpu, used_cpu, i128::from(capacity.cpu_millis));
@@ -93,7 +135,7 @@ fn ports(pod: &LocalPod, others: &[Arc<LocalPod>]) -> Result<(), Failed> {
     Ok(())
 }
 
-fn place(pod: &LocalPod, node: &Node) -> Result<(), Failed> {
+fn chosen(pod: &LocalPod, node: &Node) -> Result<(), Failed> {
     let empty = std::collections::BTreeMap::new();
     let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
     let selected = pod.spec.node_selector.iter().flatten().all(|(k, v)| labels.get(k) == Some(v));
@@ -183,8 +225,19 @@ mod tests {
             "spec": {"taints": [{"key": "k", "effect": "NoExecute"}]}}))
             .unwrap();
         let capacity = Capacity { cpu_millis: 2000, memory_bytes: 1 << 30, pods: 3 };
-        let got = judge(new, others, &capacity, Some(&node)).map_or_else(|f| f.reason, |()| String::new());
+        let listeners = [Listener { protocol: "TCP", address: "0.0.0.0".parse().unwrap(), port: 22 }];
+        let sysctls = Allowed::default();
+        let place = Place { capacity: &capacity, node: Some(&node), sysctls: &sysctls, listeners: &listeners };
+        let got = judge(new, others, &place).map_or_else(|f| f.reason, |()| String::new());
         assert_eq!(got, expect);
+    }
+
+    #[test]
+    fn listeners_of_pods_in_the_nodes_network_are_not_the_nodes() {
+        let on = |port| Listener { protocol: "TCP", address: "0.0.0.0".parse().unwrap(), port };
+        let shared = pod(json!({"hostNetwork": true, "containers": [{"name": "c", "ports": [{"containerPort": 80}]}]}));
+        let own = pod(json!({"containers": [{"name": "c", "ports": [{"containerPort": 22}]}]}));
+        assert_eq!(nodes_own(vec![on(22), on(80)], &[shared, own]), [on(22)]);
     }
 
     #[test]
@@ -199,6 +252,15 @@ mod tests {
         check(&ok(cpu("1")), &[], "");
         check(&ok(cpu("2")), &[pod(cpu("1m"))], "OutOfcpu");
         check(&ok(cpu("1m")), &[pod(cpu("1m"))], "NodePorts");
+        let port = |network: bool, own: serde_json::Value| {
+            ok(json!({"hostNetwork": network, "containers": [{"name": "c", "ports": [own]}]}))
+        };
+        check(&port(false, json!({"containerPort": 80, "hostPort": 22})), &[], "NodePorts");
+        check(&port(false, json!({"containerPort": 80, "hostPort": 22, "protocol": "UDP"})), &[], "");
+        check(&port(false, json!({"containerPort": 22})), &[], "");
+        check(&port(true, json!({"containerPort": 22})), &[], "NodePorts");
+        let sysctls = json!([{"name": "kernel.msgmax", "value": "1"}]);
+        check(&ok(json!({"securityContext": {"sysctls": sysctls}})), &[], "SysctlForbidden");
         check(
             &ok(json!({})),
             &[pod(json!({"containers": []})), pod(json!({"containers": []})), pod(json!({"containers": []}))],

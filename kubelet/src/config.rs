@@ -73,6 +73,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     pub static_pod_dir: Option<PathBuf>,
     pub pods_max: u32,
+    /// Names and patterns (`kernel.msg*`) of sysctls that pods may set beside the safe ones.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// Kept back from pods: CPU in millicores, memory in bytes.
     pub reserved_cpu_millis: u64,
     pub reserved_memory_bytes: u64,
@@ -113,6 +115,7 @@ impl Config {
             resolv_conf: "/etc/resolv.conf".into(),
             static_pod_dir: None,
             pods_max: 110,
+            allowed_unsafe_sysctls: Vec::new(),
             reserved_cpu_millis: 0,
             reserved_memory_bytes: 0,
             version: control_plane_api::KUBERNETES_VERSION.into(),

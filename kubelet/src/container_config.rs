@@ -49,6 +49,8 @@ pub struct Inputs<'a> {
     pub target: Option<String>,
     pub data_dir: PathBuf,
     pub memory_capacity: u64,
+    /// See [`crate::sandbox_config::Host`].
+    pub selinux: bool,
 }
 
 /// Where the log of an attempt is, below the pod's log directory.
@@ -66,7 +68,8 @@ pub fn build(pod: &LocalPod, member: &Member, inputs: &Inputs<'_>) -> Result<cri
     let expand = |list: Option<&Vec<String>>| -> Vec<String> {
         list.into_iter().flatten().map(|word| env::expand(word, lookup)).collect()
     };
-    let security = security::container(pod, container, inputs.image, inputs.target.as_deref(), &inputs.data_dir)?;
+    let target = inputs.target.as_deref();
+    let security = security::container(pod, container, inputs.image, target, &inputs.data_dir, inputs.selinux)?;
     let tty = container.tty.unwrap_or(false);
     Ok(cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: container.name.clone(), attempt: inputs.attempt }),

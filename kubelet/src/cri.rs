@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use runtime_cri_api::v1 as cri;
 use runtime_cri_api::v1::image_service_client::ImageServiceClient;
 use runtime_cri_api::v1::runtime_service_client::RuntimeServiceClient;
+use runtime_linux::rooted::Root;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status, Streaming};
@@ -32,6 +33,8 @@ pub const POD_GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
 const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Making and removing sandboxes and containers.
 const ACT_TIMEOUT: Duration = Duration::from_secs(240);
+/// No call waits longer. gRPC's header has room for eight digits of hours, and tonic panics on more.
+const TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// A message larger than this is not from a runtime.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// A termination message is cut off here.
@@ -70,7 +73,7 @@ fn call(call: &'static str) -> impl Fn(Status) -> Error {
 
 fn request<T>(message: T, timeout: Duration) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(timeout);
+    request.set_timeout(timeout.min(TIMEOUT_MAX));
     request
 }
 
@@ -191,7 +194,7 @@ impl Runtime {
 
     pub async fn stop_container(&self, id: &str, grace_seconds: i64) -> Result<(), Error> {
         let message = cri::StopContainerRequest { container_id: id.into(), timeout: grace_seconds };
-        let timeout = ACT_TIMEOUT + Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0));
+        let timeout = ACT_TIMEOUT.saturating_add(Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0)));
         gone_is_done(
             self.runtime.clone().stop_container(request(message, timeout)).await.map_err(call("StopContainer")),
         )
@@ -229,7 +232,8 @@ impl Runtime {
     ) -> Result<cri::ExecSyncResponse, Error> {
         let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
         let message = cri::ExecSyncRequest { container_id: id.into(), cmd, timeout: seconds };
-        let answer = self.runtime.clone().exec_sync(request(message, timeout + Duration::from_secs(2))).await;
+        let answer =
+            self.runtime.clone().exec_sync(request(message, timeout.saturating_add(Duration::from_secs(2)))).await;
         Ok(answer.map_err(call("ExecSync"))?.into_inner())
     }
 
@@ -283,7 +287,12 @@ impl Runtime {
 
     /// Everything the runtime holds of one pod, newest first. `known` are containers seen before: one that has ended is not
     /// asked for again, for it cannot change.
-    pub async fn observe(&self, pod_uid: &str, known: &[Container]) -> Result<(Vec<Sandbox>, Vec<Container>), Error> {
+    pub async fn observe(
+        &self,
+        pod_uid: &str,
+        known: &[Container],
+        place: &Place,
+    ) -> Result<(Vec<Sandbox>, Vec<Container>), Error> {
         let (list, containers) = tokio::try_join!(self.sandboxes(Some(pod_uid)), self.containers(Some(pod_uid)))?;
         let mut sandboxes = Vec::new();
         for sandbox in list {
@@ -304,7 +313,7 @@ impl Runtime {
                 continue;
             }
             match self.container_status(&listed.id).await {
-                Ok(status) => found.push(container(status, listed.pod_sandbox_id).await),
+                Ok(status) => found.push(container(status, listed.pod_sandbox_id, place).await),
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
@@ -348,7 +357,14 @@ fn sandbox(status: cri::PodSandboxStatus) -> Sandbox {
     }
 }
 
-async fn container(status: cri::ContainerStatus, sandbox_id: String) -> Container {
+/// Where the kubelet's own files of a pod are.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub pod_dir: PathBuf,
+    pub log_dir: PathBuf,
+}
+
+async fn container(status: cri::ContainerStatus, sandbox_id: String, place: &Place) -> Container {
     let state = match cri::ContainerState::try_from(status.state) {
         Ok(cri::ContainerState::ContainerCreated) => State::Created,
         Ok(cri::ContainerState::ContainerRunning) => {
@@ -359,7 +375,7 @@ async fn container(status: cri::ContainerStatus, sandbox_id: String) -> Containe
             started_at: time(status.started_at),
             finished_at: time(status.finished_at).or_else(|| time(status.created_at)).unwrap_or_default(),
             reason: status.reason.clone(),
-            message: termination_message(&status).await,
+            message: termination_message(&status, place).await,
         }),
         _ => State::Unknown,
     };
@@ -381,32 +397,87 @@ async fn container(status: cri::ContainerStatus, sandbox_id: String) -> Containe
     }
 }
 
-/// What the container left in its termination message file; if it failed and left nothing, by policy the end of its log.
-async fn termination_message(status: &cri::ContainerStatus) -> String {
+/// What the container left in its termination message file; if it failed and left nothing, by policy the end of its log. Only files
+/// that the kubelet and the runtime have made are opened, whatever the container has mounted over their places.
+async fn termination_message(status: &cri::ContainerStatus, place: &Place) -> String {
     let annotation = |name: &str| status.annotations.get(name).map(String::as_str);
-    let Some(path) = annotation(CONTAINER_MESSAGE_PATH) else { return status.message.clone() };
-    let mut text = String::new();
-    if let Some(mount) = status.mounts.iter().find(|m| m.container_path == path) {
-        text = head_of_file(Path::new(&mount.host_path)).await;
+    if annotation(CONTAINER_MESSAGE_PATH).is_none() {
+        return status.message.clone();
     }
+    let metadata = status.metadata.clone().unwrap_or_default();
+    let name = status.labels.get(CONTAINER_NAME).cloned().unwrap_or(metadata.name);
+    let file = Path::new("containers").join(name).join(metadata.attempt.to_string());
+    let mut text = head_of_file(place.pod_dir.clone(), file).await;
     if text.is_empty() && annotation(CONTAINER_MESSAGE_POLICY) == Some("FallbackToLogsOnError") && status.exit_code != 0
     {
-        text = crate::server::logs::tail_text(Path::new(&status.log_path), 80, TERMINATION_LOG_BYTES_MAX).await;
+        let log = Path::new(&status.log_path);
+        if log.starts_with(&place.log_dir) {
+            text = crate::server::logs::tail_text(log, 80, TERMINATION_LOG_BYTES_MAX).await;
+        }
     }
-    match (text.is_empty(), status.message.is_empty()) {
+    let whole = match (text.is_empty(), status.message.is_empty()) {
         (true, _) => status.message.clone(),
         (false, true) => text,
         (false, false) => format!("{}: {text}", status.message),
-    }
+    };
+    whole.chars().take(TERMINATION_MESSAGE_BYTES_MAX).collect()
 }
 
-async fn head_of_file(path: &Path) -> String {
-    use tokio::io::AsyncReadExt;
-    let Ok(file) = tokio::fs::File::open(path).await else { return String::new() };
-    let mut bytes = Vec::new();
-    let limit = u64::try_from(TERMINATION_MESSAGE_BYTES_MAX).unwrap_or(4096);
-    if file.take(limit).read_to_end(&mut bytes).await.is_err() {
-        return String::new();
-    }
+async fn head_of_file(root: PathBuf, file: PathBuf) -> String {
+    use std::io::Read;
+    let read = move || {
+        let file = Root::open_dir(&root).map_err(std::io::Error::from)?.open_plain_regular(&file)?;
+        let mut bytes = Vec::new();
+        file.take(TERMINATION_MESSAGE_BYTES_MAX as u64).read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>(bytes)
+    };
+    let bytes = tokio::task::spawn_blocking(read).await.ok().and_then(Result::ok).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(exit_code: i32, log_path: &Path) -> cri::ContainerStatus {
+        cri::ContainerStatus {
+            metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 1 }),
+            exit_code,
+            log_path: log_path.to_string_lossy().into_owned(),
+            annotations: [
+                (CONTAINER_MESSAGE_PATH.to_owned(), "/dev/termination-log".to_owned()),
+                (CONTAINER_MESSAGE_POLICY.to_owned(), "FallbackToLogsOnError".to_owned()),
+            ]
+            .into(),
+            // What a subPath has put over the message's place.
+            mounts: vec![cri::Mount {
+                container_path: "/dev/termination-log".into(),
+                host_path: "/etc/hostname".into(),
+                ..cri::Mount::default()
+            }],
+            ..cri::ContainerStatus::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_termination_message_is_the_kubelets_own_file_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { pod_dir: dir.path().join("pod"), log_dir: dir.path().join("log") };
+        let file = place.pod_dir.join("containers/c/1");
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::create_dir_all(&place.log_dir).unwrap();
+        let log = place.log_dir.join("0.log");
+        std::fs::write(&log, "2026-01-01T00:00:01Z stdout F from the log\n").unwrap();
+        std::fs::write(&file, "x".repeat(10_000)).unwrap();
+        assert_eq!(termination_message(&status(1, &log), &place).await.len(), TERMINATION_MESSAGE_BYTES_MAX);
+        std::fs::remove_file(&file).unwrap();
+        // A FIFO that nobody writes, a link out of the pod: nobody waits, nothing is shown.
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(termination_message(&status(0, &log), &place).await, "");
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", &file).unwrap();
+        assert_eq!(termination_message(&status(0, &log), &place).await, "");
+        assert_eq!(termination_message(&status(1, &log), &place).await, "from the log\n");
+        assert_eq!(termination_message(&status(1, Path::new("/etc/hostname")), &place).await, "");
+    }
 }

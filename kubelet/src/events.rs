@@ -136,7 +136,8 @@ impl Writer {
                 continue;
             }
             for attempt in 0..TRIES {
-                let Err(error) = self.write(&saying).await else { break };
+                let Ok(written) = crate::survival::caught(self.write(&saying)).await else { break };
+                let Err(error) = written else { break };
                 let lasting = matches!(&error, kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429);
                 if lasting || attempt + 1 == TRIES {
                     tracing::debug!(%error, reason = %saying.reason, "event not written");
@@ -170,7 +171,7 @@ impl Writer {
         let api: Api<Event> = Api::namespaced(self.client.clone(), &saying.namespace);
         let now = Time(crate::status::whole_seconds(Timestamp::now()));
         if let Some(known) = self.known.get_mut(saying) {
-            known.count += 1;
+            known.count = known.count.saturating_add(1);
             let change = serde_json::json!({"count": known.count, "lastTimestamp": now});
             match api.patch(&known.event_name, &PatchParams::default(), &Patch::Merge(change)).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => {}

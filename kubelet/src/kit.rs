@@ -42,6 +42,8 @@ pub struct Kit {
     pub node_name: String,
     pub facts: NodeFacts,
     pub services: Services,
+    pub counters: Arc<crate::counters::Counters>,
+    pub allowed_sysctls: crate::sysctls::Allowed,
     pub cpu_capacity_millis: u64,
     pub memory_capacity_bytes: u64,
     pub allocatable_cpu_millis: u64,

@@ -8,12 +8,14 @@ pub mod admission;
 pub mod collect;
 mod config;
 pub mod container_config;
+pub mod counters;
 pub mod cri;
 pub mod env;
 pub mod events;
 pub mod handler;
 pub mod image;
 pub mod kit;
+pub mod listeners;
 pub mod machine;
 pub mod manifests;
 pub mod mirror;
@@ -23,6 +25,7 @@ pub mod pod;
 pub mod pod_cgroup;
 pub mod pods;
 pub mod probe;
+pub mod profiles;
 pub mod references;
 pub mod resources;
 pub mod sandbox_config;
@@ -30,18 +33,21 @@ pub mod security;
 pub mod server;
 pub mod status;
 pub mod storage;
+pub mod survival;
 pub mod sync;
+pub mod sysctls;
 pub mod tokens;
+pub mod tree;
 pub mod volumes;
 pub mod worker;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 pub use config::{Config, CriEndpoint, Retention, ServingTls};
 
@@ -60,6 +66,8 @@ pub enum Error {
     ResolvConf { path: PathBuf, source: std::io::Error },
     #[error("create {}", .path.display())]
     CreateDir { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Sysctls(#[from] sysctls::NotNamespaced),
     #[error("find out the host's control groups")]
     Cgroups(#[source] runtime_linux::cgroup::Error),
     #[error("start the kubelet's server")]
@@ -75,7 +83,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         return Err(Error::NoAddress);
     }
     for dir in [config.data_dir.join("pods"), config.log_dir.clone()] {
-        tokio::fs::create_dir_all(&dir).await.map_err(|source| Error::CreateDir { path: dir, source })?;
+        // What pods write and are told is for nobody else on the host; containers get at it by mounts.
+        let made = tokio::fs::create_dir_all(&dir).await;
+        let closed = match made {
+            Ok(()) => tokio::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).await,
+            Err(error) => Err(error),
+        };
+        closed.map_err(|source| Error::CreateDir { path: dir, source })?;
     }
     let runtime = cri::Runtime::open(&config.cri).map_err(Error::Runtime)?;
     let Some(version) = wait_for_runtime(&runtime, &shutdown).await? else { return Ok(()) };
@@ -86,32 +100,19 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let kit = Arc::new(kit(&config, runtime, recorder, changed, &machine, &version).await?);
     let registry = pods::Registry::default();
     let (words, word_receiver) = mpsc::channel(16);
-    let services = pods::follow_services(config.client.clone(), kit.services.clone());
-    let runtime_version = format!("{}://{}", version.runtime_name, version.runtime_version);
-    let registration = node::Registration::new(kit.clone(), machine, &config, runtime_version);
-    let mut tasks = vec![
-        spawn(recording),
-        spawn(services),
-        spawn(registration.run(words.clone(), shutdown.clone())),
-        spawn(collect::run(kit.clone(), registry.clone(), config.retention.clone(), shutdown.clone())),
-    ];
-    let mut known = pods::Manifests::Known;
-    if let Some(dir) = config.static_pod_dir.clone() {
-        known = pods::Manifests::Awaited;
-        let name = config.node_name.clone();
-        tasks.push(spawn(async move {
-            if let Err(error) = manifests::follow(dir, name, words.clone()).await {
-                tracing::error!(error = operation::chain(&error), "static pods are not followed");
-                // The pods' manager is gone only if the kubelet ends.
-                let _ = words.send(pods::Word::NoManifests).await;
-            }
-        }));
-    }
+    let recording = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(recording));
+    let mut tasks = tasks(&config, &kit, &registry, &words, machine, &version, &shutdown);
+    let known = if config.static_pod_dir.is_some() { pods::Manifests::Awaited } else { pods::Manifests::Known };
     let takeover = pods::Takeover::new(known, config.found.clone());
     if let Some(listen) = config.listen {
         let server =
             server::bind(listen, config.tls.as_ref(), kit.clone(), registry.clone()).await.map_err(Error::Server)?;
-        tasks.push(spawn(server.run(shutdown.clone())));
+        let (server, stop) = (Arc::new(server), shutdown.clone());
+        let serving = move || {
+            let (server, stop) = (server.clone(), stop.clone());
+            async move { server.run(stop).await }
+        };
+        tasks.push(survival::keep("server", kit.counters.clone(), shutdown.clone(), serving));
     }
     let capacity = admission::Capacity {
         cpu_millis: kit.allocatable_cpu_millis,
@@ -119,12 +120,51 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         pods: config.pods_max,
     };
     pods::run(kit, registry, capacity, takeover, word_receiver, changes, shutdown).await;
-    drop(tasks);
+    drop((tasks, recording));
     Ok(())
 }
 
-fn spawn(future: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
-    AbortOnDropHandle::new(tokio::spawn(future))
+/// What runs beside the pods; each is started again when it falls.
+fn tasks(
+    config: &Config,
+    kit: &Arc<kit::Kit>,
+    registry: &pods::Registry,
+    words: &mpsc::Sender<pods::Word>,
+    machine: machine::Machine,
+    version: &runtime_cri_api::v1::VersionResponse,
+    shutdown: &CancellationToken,
+) -> Vec<tokio_util::task::AbortOnDropHandle<()>> {
+    let counters = &kit.counters;
+    let own = kit.clone();
+    let services = move || pods::follow_services(own.client.clone(), own.services.clone());
+    let runtime_version = format!("{}://{}", version.runtime_name, version.runtime_version);
+    let (own, settings, told, stop) = (kit.clone(), config.clone(), words.clone(), shutdown.clone());
+    let registration = move || {
+        let registration = node::Registration::new(own.clone(), machine.clone(), &settings, runtime_version.clone());
+        registration.run(told.clone(), stop.clone())
+    };
+    let (own, known, retention, stop) = (kit.clone(), registry.clone(), config.retention.clone(), shutdown.clone());
+    let collection = move || collect::run(own.clone(), known.clone(), retention.clone(), stop.clone());
+    let mut tasks = vec![
+        survival::keep("services", counters.clone(), shutdown.clone(), services),
+        survival::keep("node", counters.clone(), shutdown.clone(), registration),
+        survival::keep("collection", counters.clone(), shutdown.clone(), collection),
+    ];
+    if let Some(dir) = config.static_pod_dir.clone() {
+        let (name, words) = (config.node_name.clone(), words.clone());
+        let manifests = move || {
+            let (dir, name, words) = (dir.clone(), name.clone(), words.clone());
+            async move {
+                if let Err(error) = manifests::follow(dir, name, words.clone()).await {
+                    tracing::error!(error = operation::chain(&error), "static pods are not followed");
+                    // The pods' manager is gone only if the kubelet ends.
+                    let _ = words.send(pods::Word::NoManifests).await;
+                }
+            }
+        };
+        tasks.push(survival::keep("manifests", counters.clone(), shutdown.clone(), manifests));
+    }
+    tasks
 }
 
 /// `None` if it is shut down before the runtime answers.
@@ -178,6 +218,7 @@ async fn kit(
             cluster_dns: config.cluster_dns.clone(),
             cluster_domain: config.cluster_domain.clone(),
             resolv_conf,
+            selinux: machine::has_selinux(),
         },
         node_name: config.node_name.clone(),
         facts: status::NodeFacts {
@@ -185,6 +226,8 @@ async fn kit(
             runtime_name: version.runtime_name.clone(),
         },
         services: kit::Services::default(),
+        counters: Arc::default(),
+        allowed_sysctls: sysctls::Allowed::parse(&config.allowed_unsafe_sysctls)?,
         cpu_capacity_millis: machine.cpus * 1000,
         memory_capacity_bytes: machine.memory_bytes,
         allocatable_cpu_millis: (machine.cpus * 1000).saturating_sub(config.reserved_cpu_millis),

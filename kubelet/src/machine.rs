@@ -55,6 +55,12 @@ impl Machine {
     }
 }
 
+/// Whether SELinux is on; its file system is mounted only then.
+#[must_use]
+pub fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
 /// Room on a file system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Disk {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use runtime_linux::rooted::Root;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
@@ -12,7 +13,7 @@ use crate::pod::{CONFIG_HASH, CONFIG_SEEN, CONFIG_SOURCE, hash};
 use crate::pods::Word;
 
 /// A manifest larger than this is none.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+const FILE_BYTES_MAX: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -82,10 +83,17 @@ fn read_all(dir: &Path, node_name: &str) -> Vec<Pod> {
 
 fn read(path: &Path, node_name: &str) -> Result<Pod, Error> {
     let failed = |source| Error::Read { path: path.into(), source };
-    if std::fs::metadata(path).map_err(failed)?.len() > FILE_BYTES_MAX {
-        return Err(Error::TooLarge { path: path.into() });
-    }
-    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(failed(std::io::ErrorKind::InvalidInput.into()));
+    };
+    // Links may lead elsewhere, as they do in directories that a ConfigMap fills; what they lead to is read like any file.
+    let target = std::fs::canonicalize(dir.join(name)).map_err(failed)?;
+    let root = Root::open_dir(Path::new("/")).map_err(|e| failed(e.into()))?;
+    let bytes = root.read_regular(&target, FILE_BYTES_MAX).map_err(|source| match source.kind() {
+        std::io::ErrorKind::FileTooLarge => Error::TooLarge { path: path.into() },
+        _ => failed(source),
+    })?;
+    let text = String::from_utf8(bytes).map_err(|e| failed(std::io::Error::other(e)))?;
     let pod: Pod =
         serde_saphyr::from_str(&text).map_err(|e| Error::Parse { path: path.into(), source: Box::new(e) })?;
     Ok(complete(pod, &text, path, node_name))

@@ -14,6 +14,15 @@ pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 pub const CONFIG_SEEN: &str = "kubernetes.io/config.seen";
 
+/// No container gets longer to end (68 years); what is above it counts as this, so that sums with times of our days exist.
+pub const GRACE_SECONDS_MAX: i64 = i32::MAX as i64;
+
+/// A grace period as it is acted on: as upstream, a negative one is one second.
+#[must_use]
+pub fn bounded_grace(seconds: i64) -> i64 {
+    if seconds < 0 { 1 } else { seconds.min(GRACE_SECONDS_MAX) }
+}
+
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     #[error("pod without {field}")]
@@ -152,10 +161,11 @@ impl LocalPod {
     #[must_use]
     pub fn grace_seconds(&self) -> i64 {
         let meta = self.meta();
-        match (meta.deletion_timestamp.as_ref(), meta.deletion_grace_period_seconds) {
+        let asked = match (meta.deletion_timestamp.as_ref(), meta.deletion_grace_period_seconds) {
             (Some(_), Some(seconds)) => seconds,
             _ => self.spec.termination_grace_period_seconds.unwrap_or(30),
-        }
+        };
+        bounded_grace(asked)
     }
 
     #[must_use]

@@ -17,12 +17,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission;
+use crate::counters::Place;
 use crate::cri::POD_UID;
 use crate::events::Severity;
 use crate::kit::{Kit, Services};
 use crate::mirror::Mirrors;
 use crate::pod::{Key, LocalPod, Source};
 use crate::worker::{self, Event, Handle};
+use crate::{listeners, survival};
 
 pub use takeover::{Manifests, Takeover};
 
@@ -148,16 +150,17 @@ pub async fn run(
                     if let watcher::Event::InitApply(pod) = &event {
                         pods.hearing.extend(pod.meta().uid.clone());
                     }
+                    // Nor is one that nobody was prepared for the end of the others.
                     if let Some(event) = skipped.event(event) {
-                        pods.hear_api(event).await;
+                        pods.caught(async |pods| pods.hear_api(event).await).await;
                     }
                 }
                 Err(error) => tracing::warn!(%error, "watch of pods broken; keeping what is known"),
             },
-            Some(event) = heard.recv() => pods.hear_runtime(event).await,
+            Some(event) = heard.recv() => pods.caught(async |pods| pods.hear_runtime(event).await).await,
             Some(uid) = changed.recv() => pods.registry.send(&uid, Event::Referenced),
             Some(uid) = ended.recv() => pods.hear_ended(&uid),
-            Some(word) = words.recv() => pods.hear(word).await,
+            Some(word) = words.recv() => pods.caught(async |pods| pods.hear(word).await).await,
         }
     }
     drop(listening);
@@ -190,6 +193,15 @@ async fn listen(kit: Arc<Kit>, sender: mpsc::Sender<Heard>) {
 }
 
 impl Pods {
+    /// Does `work`; if it panics, what it was about is left as it is.
+    async fn caught(&mut self, work: impl AsyncFnOnce(&mut Pods)) {
+        let counters = self.kit.counters.clone();
+        if let Err(why) = survival::caught(work(self)).await {
+            counters.panicked(Place::Pod);
+            tracing::error!(why, "an event about a pod was lost in a panic");
+        }
+    }
+
     async fn hear_api(&mut self, event: watcher::Event<Pod>) {
         match event {
             watcher::Event::Init => self.hearing.clear(),
@@ -213,7 +225,7 @@ impl Pods {
         }
         if self.registry.get(&pod.uid).is_some() {
             let uid = pod.uid.clone();
-            self.registry.send(&uid, Event::Pod(Box::new(pod)));
+            self.registry.send(&uid, Event::Pod(Arc::new(pod)));
             return;
         }
         self.start(pod);
@@ -234,11 +246,8 @@ impl Pods {
             .collect();
         // A pod that has been started before is not judged again: only one that is new here.
         let new = pod.status().is_none_or(|s| s.start_time.is_none());
-        let refused = if new && pod.deletion().is_none() && !pod.ended_in_api() {
-            admission::judge(&pod, &others, &self.capacity, self.node.as_ref()).err()
-        } else {
-            None
-        };
+        let refused =
+            if new && pod.deletion().is_none() && !pod.ended_in_api() { self.judge(&pod, &others).err() } else { None };
         if let Some(failed) = &refused {
             tracing::info!(pod = %pod.key, reason = failed.reason, message = failed.message, "pod refused");
             self.kit.recorder.pod(&pod, None, Severity::Warning, &failed.reason, failed.message.clone());
@@ -247,6 +256,23 @@ impl Pods {
         tracing::info!(pod = %pod.key, uid, "pod begins here");
         let handle = worker::spawn(self.kit.clone(), pod, refused, self.shutdown.clone(), self.finished.clone());
         self.registry.insert(uid, handle);
+    }
+
+    fn judge(&self, pod: &LocalPod, others: &[Arc<LocalPod>]) -> Result<(), crate::sync::observed::Failed> {
+        let listeners = if admission::takes_ports(pod) {
+            // Also of those that end: their programs may still listen.
+            let all: Vec<Arc<LocalPod>> = self.registry.all().iter().map(|h| h.snapshot.borrow().pod.clone()).collect();
+            admission::nodes_own(listeners::all(), &all)
+        } else {
+            Vec::new()
+        };
+        let place = admission::Place {
+            capacity: &self.capacity,
+            node: self.node.as_ref(),
+            sysctls: &self.kit.allowed_sysctls,
+            listeners: &listeners,
+        };
+        admission::judge(pod, others, &place)
     }
 
     async fn delete(&mut self, object: Pod) {
@@ -259,7 +285,7 @@ impl Pods {
         }
         let uid = pod.uid.clone();
         // Forced deletion shows only here; its grace period counts.
-        self.registry.send(&uid, Event::Pod(Box::new(pod)));
+        self.registry.send(&uid, Event::Pod(Arc::new(pod)));
         self.lose(&uid);
     }
 

@@ -74,10 +74,10 @@ impl Tally {
     /// True or false when that is news.
     fn count(&mut self, success: bool) -> Option<bool> {
         if success {
-            self.successes += 1;
+            self.successes = self.successes.saturating_add(1);
             self.failures = 0;
         } else {
-            self.failures += 1;
+            self.failures = self.failures.saturating_add(1);
             self.successes = 0;
         }
         let reached =

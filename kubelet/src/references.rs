@@ -49,7 +49,7 @@ impl<K> Slot<K> {
 struct Entry<K> {
     value: watch::Receiver<Slot<K>>,
     users: BTreeSet<String>,
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 /// By namespace and name.
@@ -101,13 +101,19 @@ where
     fn register(&self, namespace: &str, name: &str, pod_uid: &str) -> watch::Receiver<Slot<K>> {
         let key = (namespace.to_owned(), name.to_owned());
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.entry(key.clone()).or_insert_with(|| {
+        let begin = || {
             let (sender, value) = watch::channel(Slot::Loading);
             let api: Api<Decoded<K>> = Api::namespaced(self.client.clone(), namespace);
             let (users, changed) = (self.entries.clone(), self.changed.clone());
-            let task = tokio::spawn(follow(api, key, sender, users, changed));
-            Entry { value, users: BTreeSet::new(), _task: AbortOnDropHandle::new(task) }
-        });
+            let task = tokio::spawn(follow(api, key.clone(), sender, users, changed));
+            Entry { value, users: BTreeSet::new(), task: AbortOnDropHandle::new(task) }
+        };
+        let entry = entries.entry(key.clone()).or_insert_with(begin);
+        if entry.task.is_finished() {
+            // It never ends by itself: it has panicked.
+            let users = std::mem::take(&mut entry.users);
+            *entry = Entry { users, ..begin() };
+        }
         entry.users.insert(pod_uid.to_owned());
         entry.value.clone()
     }

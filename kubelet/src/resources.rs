@@ -13,7 +13,10 @@ use crate::pod::{Kind, LocalPod};
 pub const CPU_PERIOD_MICROS: i64 = 100_000;
 /// The kernel accepts no less.
 const CPU_SHARES_MIN: i64 = 2;
+const CPU_SHARES_MAX: i64 = 1 << 18;
 const CPU_QUOTA_MIN: i64 = 1000;
+/// Nor more: `max_bw_runtime_us` of kernel/sched/core.c.
+const CPU_QUOTA_MAX: i64 = (1 << 44) - 1;
 /// Priority from which a pod is vital to its node (system-node-critical is above).
 const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
@@ -35,7 +38,10 @@ impl Qos {
     }
 }
 
-/// A quantity in thousandths, rounded up; `None` if it is none.
+/// Quantities are no larger than this, in thousandths: upstream's are 64 bits wide. Sums of many stay far from overflowing.
+const MILLIS_MAX: i128 = (i64::MAX as i128) * 1000;
+
+/// A quantity in thousandths, rounded up, at most [`MILLIS_MAX`]; `None` if it is none.
 #[must_use]
 pub fn millis(quantity: &Quantity) -> Option<i128> {
     let text = quantity.0.trim();
@@ -43,12 +49,37 @@ pub fn millis(quantity: &Quantity) -> Option<i128> {
     let (number, suffix) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let negative = whole.starts_with('-');
-    let whole = whole.trim_start_matches(['+', '-']);
-    // Nine digits after the point are as fine as any suffix (n) can be.
-    let fraction: String = fraction.chars().chain(std::iter::repeat('0')).take(9).collect();
-    let nanos = if whole.is_empty() { 0 } else { whole.parse::<i128>().ok()? } * 1_000_000_000
-        + fraction.parse::<i128>().ok()?;
-    let (times, over): (i128, i128) = match suffix {
+    let whole = whole.strip_prefix(['+', '-']).unwrap_or(whole);
+    if !whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let (times, over) = scale(suffix)?;
+    // A number that is too large for the arithmetic is too large for everything: it counts as the largest, never as none.
+    let nanos = nanos(whole, fraction)?;
+    let millis = nanos
+        .checked_mul(times)
+        .zip(over.checked_mul(1_000_000))
+        .map_or(if times > 1 { MILLIS_MAX } else { 1 }, |(scaled, unit)| {
+            scaled.saturating_add(unit - 1).div_euclid(unit).min(MILLIS_MAX)
+        });
+    let millis = if nanos == 0 { 0 } else { millis };
+    Some(if negative { -millis } else { millis })
+}
+
+/// The number in thousandths of a millionth. What is beyond nine digits after the point is rounded up.
+fn nanos(whole: &str, fraction: &str) -> Option<i128> {
+    const WHOLE_MAX: i128 = i128::MAX / 4_000_000_000;
+    let whole = whole.trim_start_matches('0');
+    let whole = if whole.len() > 28 { WHOLE_MAX } else { whole.parse::<i128>().unwrap_or(0).min(WHOLE_MAX) };
+    let (fine, beyond) = fraction.split_at_checked(9).unwrap_or((fraction, ""));
+    let digits: String = fine.chars().chain(std::iter::repeat('0')).take(9).collect();
+    let more = i128::from(beyond.bytes().any(|b| b != b'0'));
+    Some(whole * 1_000_000_000 + digits.parse::<i128>().ok()? + more)
+}
+
+/// What a suffix multiplies by, and divides by.
+fn scale(suffix: &str) -> Option<(i128, i128)> {
+    Some(match suffix {
         "n" => (1, 1_000_000_000),
         "u" => (1, 1_000_000),
         "m" => (1, 1000),
@@ -67,20 +98,16 @@ pub fn millis(quantity: &Quantity) -> Option<i128> {
         "Ei" => (1 << 60, 1),
         exponent => {
             let power: i32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let factor = 10_i128.checked_pow(power.unsigned_abs())?;
+            let factor = 10_i128.checked_pow(power.unsigned_abs()).unwrap_or(i128::MAX);
             if power < 0 { (1, factor) } else { (factor, 1) }
         }
-    };
-    let unit = over.checked_mul(1_000_000)?;
-    let scaled = nanos.checked_mul(times)?;
-    let rounded = scaled.checked_add(unit - 1)?.div_euclid(unit);
-    Some(if negative { -rounded } else { rounded })
+    })
 }
 
 /// A quantity in whole units, rounded up.
 #[must_use]
 pub fn units(quantity: &Quantity) -> Option<i64> {
-    i64::try_from(millis(quantity)?.checked_add(999)?.div_euclid(1000)).ok()
+    i64::try_from((millis(quantity)? + 999).div_euclid(1000)).ok()
 }
 
 fn entry<'a>(map: Option<&'a BTreeMap<String, Quantity>>, name: &str) -> Option<&'a Quantity> {
@@ -147,16 +174,17 @@ pub fn pod_requests(pod: &LocalPod) -> (i128, i128) {
 }
 
 fn shares(cpu_millis: i128) -> i64 {
-    i64::try_from(cpu_millis * 1024 / 1000).unwrap_or(i64::MAX).max(CPU_SHARES_MIN)
+    i64::try_from(cpu_millis * 1024 / 1000).unwrap_or(i64::MAX).clamp(CPU_SHARES_MIN, CPU_SHARES_MAX)
 }
 
 fn quota(cpu_millis: i128) -> i64 {
     let period = i128::from(CPU_PERIOD_MICROS);
-    i64::try_from(cpu_millis * period / 1000).unwrap_or(i64::MAX).max(CPU_QUOTA_MIN)
+    i64::try_from(cpu_millis * period / 1000).unwrap_or(i64::MAX).clamp(CPU_QUOTA_MIN, CPU_QUOTA_MAX)
 }
 
+/// Whole bytes, rounded up: a limit below one byte is one byte. In the CRI, 0 means no limit.
 fn bytes(millis: i128) -> i64 {
-    i64::try_from(millis / 1000).unwrap_or(i64::MAX)
+    i64::try_from((millis + 999).div_euclid(1000)).unwrap_or(i64::MAX).max(0)
 }
 
 /// Linux resources of one container. `memory_capacity` is the node's, in bytes.
@@ -236,7 +264,18 @@ mod tests {
             ("1e3", Some(1_000_000)),
             ("1n", Some(1)),
             ("-2", Some(-2000)),
-            ("12E", Some(12_000_000_000_000_000_000_000)),
+            ("12E", Some(MILLIS_MAX)),
+            ("9E", Some(9_000_000_000_000_000_000_000)),
+            ("1e30", Some(MILLIS_MAX)),
+            ("1e999999", Some(MILLIS_MAX)),
+            ("1e-999999", Some(1)),
+            ("0e999999", Some(0)),
+            ("99999999999999999999999999999999999999999999999999999999999", Some(MILLIS_MAX)),
+            ("0.00000000000000000001", Some(1)),
+            ("-1e30", Some(-MILLIS_MAX)),
+            ("--1", None),
+            ("1.-1", None),
+            ("1.2.3", None),
             ("x", None),
             ("1Qi", None),
             ("", Some(0)),
@@ -275,6 +314,14 @@ mod tests {
         let first = container(&pod, &pod.spec.containers[0], 1 << 30);
         assert_eq!((first.cpu_quota, first.cpu_shares, first.memory_limit_in_bytes), (50_000, 512, 64 << 20));
         assert_eq!((super::pod(&pod).cpu_quota, super::pod(&pod).cpu_shares), (0, 512));
+        // What is given never means no limit: less than a byte is one, more than there is stays a limit.
+        for (amount, expect) in [("100m", 1), ("1", 1), ("1500m", 2), ("1e30", i64::MAX), ("99E", i64::MAX)] {
+            let pod = parse(&[json!({"limits": {"memory": amount, "cpu": amount}})]);
+            let got = container(&pod, &pod.spec.containers[0], 1 << 30);
+            assert_eq!(got.memory_limit_in_bytes, expect, "{amount}");
+            assert_eq!(super::pod(&pod).memory_limit_in_bytes, expect, "{amount}");
+            assert!((CPU_QUOTA_MIN..=CPU_QUOTA_MAX).contains(&got.cpu_quota), "{amount}");
+        }
         let best_effort = parse(&[none]);
         assert_eq!(super::pod(&best_effort).cpu_shares, 2);
     }

@@ -22,6 +22,8 @@ pub struct Host {
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     pub resolv_conf: String,
+    /// The host labels processes. Where it does not, labels asked for mean nothing, as with other runtimes.
+    pub selinux: bool,
 }
 
 impl Host {
@@ -60,7 +62,7 @@ pub fn build(pod: &LocalPod, attempt: u32, host: &Host) -> cri::PodSandboxConfig
         annotations,
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent: resources::cgroup_parent(&host.cgroup_root, pod),
-            security_context: Some(security::sandbox(pod, &host.data_dir)),
+            security_context: Some(security::sandbox(pod, &host.data_dir, host.selinux)),
             sysctls: sysctls(pod),
             overhead: None,
             resources: Some(resources::pod(pod)),
@@ -177,15 +179,16 @@ fn parse_resolv_conf(text: &str) -> cri::DnsConfig {
     config
 }
 
-/// `/etc/hosts` of a pod. `host_file` is the host's own, used by pods in its network.
+/// `/etc/hosts` of a pod, laid out as upstream's, for programs look for its first line. `host_file` is the host's own, used by
+/// pods in its network.
 #[must_use]
 pub fn hosts_file(pod: &LocalPod, ips: &[String], cluster_domain: &str, host_file: &str) -> String {
     let mut text = if pod.host_network() {
-        host_file.to_owned()
+        format!("# Kubernetes-managed hosts file (host network).\n{host_file}")
     } else {
         let (name, full) = hostname(pod, cluster_domain);
         let mut text = String::from(
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
         );
         for ip in ips {
             match &full {
@@ -195,9 +198,19 @@ pub fn hosts_file(pod: &LocalPod, ips: &[String], cluster_domain: &str, host_fil
         }
         text
     };
-    for alias in pod.spec.host_aliases.iter().flatten() {
+    let aliases = pod.spec.host_aliases.as_deref().unwrap_or_default();
+    if !aliases.is_empty() {
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str("\n# Entries added by HostAliases.\n");
+    }
+    for alias in aliases {
         let names = alias.hostnames.as_deref().unwrap_or_default().join("\t");
-        text.push_str(&format!("{}\t{names}\n", alias.ip));
+        // A name with a line break would write a line of its own.
+        let line: String = format!("{}\t{names}", alias.ip).chars().filter(|c| *c == '\t' || !c.is_control()).collect();
+        text.push_str(&line);
+        text.push('\n');
     }
     text
 }
@@ -214,6 +227,7 @@ mod tests {
             cgroup_root: "/s".into(),
             cluster_dns: vec!["10.43.0.10".parse().unwrap()],
             cluster_domain: "cluster.local".into(),
+            selinux: false,
             resolv_conf: "# x\nnameserver 192.0.2.53\nsearch corp.example\noptions timeout:1\n".into(),
         }
     }
@@ -255,6 +269,13 @@ mod tests {
             json!({"hostname": "h", "subdomain": "s", "hostAliases": [{"ip": "1.1.1.1", "hostnames": ["x", "y"]}]}),
         );
         let text = hosts_file(&named, &["10.0.0.2".into()], "cluster.local", "");
-        assert!(text.ends_with("10.0.0.2\th.s.d.svc.cluster.local\th\n1.1.1.1\tx\ty\n"), "{text}");
+        let end = "10.0.0.2\th.s.d.svc.cluster.local\th\n\n# Entries added by HostAliases.\n1.1.1.1\tx\ty\n";
+        assert!(text.ends_with(end), "{text}");
+        assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"), "{text}");
+        let shared =
+            pod(json!({"hostNetwork": true, "hostAliases": [{"ip": "1.1.1.1", "hostnames": ["x\n2.2.2.2\ty"]}]}));
+        let text = hosts_file(&shared, &[], "cluster.local", "127.0.0.1 localhost");
+        let expect = "# Kubernetes-managed hosts file (host network).\n127.0.0.1 localhost\n\n# Entries added by HostAliases.\n1.1.1.1\tx2.2.2.2\ty\n";
+        assert_eq!(text, expect);
     }
 }

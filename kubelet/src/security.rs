@@ -49,7 +49,7 @@ fn seccomp(profile: Option<&SeccompProfile>, data_dir: &Path) -> cri::SecurityPr
         Some("RuntimeDefault") => (cri::security_profile::ProfileType::RuntimeDefault, String::new()),
         Some("Localhost") => {
             let file = profile.and_then(|p| p.localhost_profile.as_deref()).unwrap_or_default();
-            let path = data_dir.join("seccomp").join(file);
+            let path = data_dir.join("seccomp").join(file.trim_start_matches('/'));
             (cri::security_profile::ProfileType::Localhost, path.to_string_lossy().into_owned())
         }
         _ => (cri::security_profile::ProfileType::Unconfined, String::new()),
@@ -118,11 +118,11 @@ fn is_privileged(container: &Container) -> bool {
 
 /// The sandbox's security context.
 #[must_use]
-pub fn sandbox(pod: &LocalPod, data_dir: &Path) -> cri::LinuxSandboxSecurityContext {
+pub fn sandbox(pod: &LocalPod, data_dir: &Path, has_selinux: bool) -> cri::LinuxSandboxSecurityContext {
     let context = pod.spec.security_context.clone().unwrap_or_default();
     cri::LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces(pod, None)),
-        selinux_options: selinux(context.se_linux_options.as_ref()),
+        selinux_options: selinux(context.se_linux_options.as_ref().filter(|_| has_selinux)),
         run_as_user: int(context.run_as_user),
         run_as_group: int(context.run_as_group),
         supplemental_groups: groups(&context),
@@ -143,6 +143,7 @@ pub fn container(
     image: &cri::Image,
     target: Option<&str>,
     data_dir: &Path,
+    has_selinux: bool,
 ) -> Result<cri::LinuxContainerSecurityContext, Error> {
     let outer = pod.spec.security_context.clone().unwrap_or_default();
     let own = container.security_context.clone().unwrap_or_default();
@@ -168,7 +169,9 @@ pub fn container(
         }),
         privileged,
         namespace_options: Some(namespaces(pod, target)),
-        selinux_options: selinux(own.se_linux_options.as_ref().or(outer.se_linux_options.as_ref())),
+        selinux_options: selinux(
+            own.se_linux_options.as_ref().or(outer.se_linux_options.as_ref()).filter(|_| has_selinux),
+        ),
         run_as_user: int(run_as_user),
         run_as_group: int(own.run_as_group.or(outer.run_as_group)),
         run_as_username,
@@ -219,7 +222,7 @@ mod tests {
         let object = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"},
             "spec": {"securityContext": outer, "containers": [{"name": "c", "image": "i", "securityContext": own}]}});
         let pod = LocalPod::parse(serde_json::from_value(object).unwrap(), Source::Api).unwrap();
-        container(&pod, &pod.spec.containers[0], image, None, Path::new("/data")).map_err(|e| e.to_string())
+        container(&pod, &pod.spec.containers[0], image, None, Path::new("/data"), false).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -237,6 +240,20 @@ mod tests {
         assert_eq!(got.masked_paths.len(), MASKED.len());
         let open = build(json!({}), json!({"privileged": true}), &cri::Image::default()).unwrap();
         assert!(open.privileged && open.masked_paths.is_empty());
+    }
+
+    #[test]
+    fn labels_count_only_where_the_host_has_selinux() {
+        let object = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"},
+            "spec": {"securityContext": {"seLinuxOptions": {"level": "s0:c1"}}, "containers": [{"name": "c", "image": "i"}]}});
+        let pod = LocalPod::parse(serde_json::from_value(object).unwrap(), Source::Api).unwrap();
+        for has_selinux in [false, true] {
+            let image = cri::Image::default();
+            let data = Path::new("/data");
+            let own = container(&pod, &pod.spec.containers[0], &image, None, data, has_selinux).unwrap();
+            assert_eq!(own.selinux_options.is_some(), has_selinux);
+            assert_eq!(sandbox(&pod, data, has_selinux).selinux_options.is_some(), has_selinux);
+        }
     }
 
     #[test]

@@ -26,8 +26,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ServingTls;
+use crate::counters::Place;
 use crate::kit::Kit;
 use crate::pods::Registry;
+use crate::survival;
 use crate::worker::{Handle, Snapshot};
 use auth::{Auth, Peer};
 use route::Route;
@@ -112,7 +114,7 @@ fn acceptor(tls: &ServingTls) -> Result<TlsAcceptor, Error> {
 
 impl Server {
     /// Serves until shutdown.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub async fn run(&self, shutdown: CancellationToken) {
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
@@ -148,7 +150,7 @@ where
     let peer = Arc::new(peer);
     let service = hyper::service::service_fn(move |request| {
         let (state, peer) = (state.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(state.answer(request, &peer).await) }
+        async move { Ok::<_, Infallible>(state.answer_caught(request, &peer).await) }
     });
     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     if let Err(error) = builder.serve_connection_with_upgrades(stream, service).await {
@@ -180,6 +182,16 @@ fn json(value: &impl serde::Serialize) -> Response<Body> {
 }
 
 impl State {
+    /// A panic is this request's alone.
+    async fn answer_caught(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        survival::caught(self.answer(request, peer)).await.unwrap_or_else(|why| {
+            self.kit.counters.panicked(Place::Request);
+            tracing::error!(path, why, "a request panicked");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "internal error; see the kubelet's log\n")
+        })
+    }
+
     async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
         let Some(route) = Route::parse(request.uri().path(), request.uri().query()) else {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
@@ -328,7 +340,7 @@ async fn follow_state(mut handle: Handle, id: String, alive: watch::Sender<bool>
 
 fn stream(path: std::path::PathBuf, options: logs::Options, running: watch::Receiver<bool>) -> Response<Body> {
     use futures::StreamExt;
-    let (sender, receiver) = mpsc::channel::<Bytes>(32);
+    let (sender, receiver) = mpsc::channel::<Bytes>(logs::CHUNKS_MAX);
     tokio::spawn(async move {
         let failed = sender.clone();
         if let Err(error) = logs::send(&path, &options, running, sender).await {

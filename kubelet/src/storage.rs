@@ -1,25 +1,21 @@
 //! Holds pods to what they may write on the node: the `sizeLimit` of an emptyDir on disk, and limits of `ephemeral-storage`. A pod
-//! above one is evicted, with upstream's words. `judge` is pure; `used_bytes` blocks. An emptyDir in memory needs none of
+//! above one is evicted, with upstream's words. `judge` is pure; trees are measured by tree.rs. An emptyDir in memory needs none of
 //! this: its file system has the size of the limit (volumes/host.rs).
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::kit::Kit;
 use crate::pod::{Kind, LocalPod};
-use crate::resources;
 use crate::sync::observed::Failed;
 use crate::worker::Snapshot;
+use crate::{resources, tree};
 
 const RESOURCE: &str = "ephemeral-storage";
 /// An evicted pod has eaten its neighbours' disk: no long farewell.
 const GRACE_SECONDS: i64 = 1;
-/// A directory tree deeper than this is not measured further down; what it holds is not counted.
-const DEPTH_MAX: u32 = 100;
 
 /// What a pod uses of the node's disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,8 +61,9 @@ pub fn judge(pod: &LocalPod, usage: &Usage) -> Option<Failed> {
         }
     }
     let limits: Vec<&Quantity> = pod.of(&[Kind::Regular, Kind::Sidecar]).filter_map(|m| limit(&m.container)).collect();
-    let allowed: i64 = limits.iter().filter_map(|limit| resources::units(limit)).sum();
-    let total: u64 = usage.volumes.values().chain(usage.containers.values()).sum();
+    let allowed = limits.iter().filter_map(|limit| resources::units(limit)).fold(0, i64::saturating_add);
+    let total =
+        usage.volumes.values().chain(usage.containers.values()).fold(0, |sum: u64, own| sum.saturating_add(*own));
     if !limits.is_empty() && i64::try_from(total).unwrap_or(i64::MAX) > allowed {
         let text = if let [only] = limits[..] { only.0.clone() } else { allowed.to_string() };
         return evicted(format!("Pod ephemeral local storage usage exceeds the total limit of containers {text}. "));
@@ -93,7 +90,7 @@ pub async fn measure(kit: &Kit, snapshot: &Snapshot) -> Usage {
     );
     let look = move || {
         let of = |root: &Path, names: Vec<String>| -> BTreeMap<String, u64> {
-            names.into_iter().map(|name| (name.clone(), used_bytes(&root.join(&name), DEPTH_MAX))).collect()
+            names.into_iter().map(|name| (name.clone(), tree::measure(&root.join(&name)).bytes)).collect()
         };
         (of(&volumes, names), of(&logs, containers))
     };
@@ -104,7 +101,8 @@ pub async fn measure(kit: &Kit, snapshot: &Snapshot) -> Usage {
     if pod.members.iter().any(|m| limit(&m.container).is_some()) {
         for container in snapshot.containers.iter().filter(|c| c.is_running()) {
             let layer = kit.runtime.writable_layer_bytes(&container.id).await.unwrap_or(0);
-            *usage.containers.entry(container.name.clone()).or_default() += layer;
+            let own = usage.containers.entry(container.name.clone()).or_default();
+            *own = own.saturating_add(layer);
         }
     }
     usage
@@ -112,19 +110,6 @@ pub async fn measure(kit: &Kit, snapshot: &Snapshot) -> Usage {
 
 fn on_disk(volume: &k8s_openapi::api::core::v1::Volume) -> bool {
     volume.empty_dir.as_ref().is_some_and(|source| source.medium.as_deref() != Some("Memory"))
-}
-
-/// What a tree takes on its own file system; links are not followed.
-fn used_bytes(path: &Path, depth: u32) -> u64 {
-    let Ok(found) = fs::symlink_metadata(path) else { return 0 };
-    // stat(2): blocks are of 512 bytes, whatever the file system's are. A hard link counts its share.
-    let own = found.blocks() * 512 / found.nlink().max(1);
-    if !found.is_dir() || depth == 0 {
-        return if found.is_dir() { 0 } else { own };
-    }
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    let same = |entry: &fs::DirEntry| entry.metadata().is_ok_and(|below| below.dev() == found.dev());
-    found.blocks() * 512 + entries.filter(same).map(|entry| used_bytes(&entry.path(), depth - 1)).sum::<u64>()
 }
 
 #[cfg(test)]
@@ -170,16 +155,5 @@ mod tests {
         check(&[], &[("a", 3 * MIB)], Some(one));
         check(&[], &[], None);
         assert!(is_limited(&pod()));
-    }
-
-    #[test]
-    fn trees_are_measured_without_following_links() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("below")).unwrap();
-        fs::write(dir.path().join("below/file"), vec![1; 100_000]).unwrap();
-        std::os::unix::fs::symlink("/usr", dir.path().join("link")).unwrap();
-        let used = used_bytes(dir.path(), DEPTH_MAX);
-        assert!((100_000..200_000).contains(&used), "{used}");
-        assert_eq!(used_bytes(&dir.path().join("none"), DEPTH_MAX), 0);
     }
 }

@@ -21,7 +21,7 @@ mod tests;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::pod::{Kind, LocalPod, RestartPolicy};
+use crate::pod::{Kind, LocalPod, RestartPolicy, bounded_grace};
 use observed::{Container, Observed, State, Volumes};
 
 /// A killed container gets at least this long, even when the deletion is forced.
@@ -173,7 +173,7 @@ fn sandbox(observed: &Observed, pod: &LocalPod, now: Timestamp, actions: &mut Ve
     let busy = &observed.busy;
     match &observed.volumes {
         Volumes::Mounted => {}
-        Volumes::Failed(failure) if failure.retry_at > now => {
+        Volumes::Failed(failure) if !backoff::is_over(failure.retry_at, now) => {
             actions.push(Action::Wake { at: failure.retry_at });
             return false;
         }
@@ -201,11 +201,11 @@ fn sandbox(observed: &Observed, pod: &LocalPod, now: Timestamp, actions: &mut Ve
         actions.push(Action::StopSandbox { id: old.id.clone() });
         return false;
     }
-    if let Some(failure) = observed.sandbox_failure.as_ref().filter(|f| f.retry_at > now) {
+    if let Some(failure) = observed.sandbox_failure.as_ref().filter(|f| !backoff::is_over(f.retry_at, now)) {
         actions.push(Action::Wake { at: failure.retry_at });
         return false;
     }
-    actions.push(Action::CreateSandbox { attempt: newest.map_or(0, |s| s.attempt + 1) });
+    actions.push(Action::CreateSandbox { attempt: newest.map_or(0, |s| s.attempt.saturating_add(1)) });
     false
 }
 
@@ -225,7 +225,7 @@ fn kill(
         }
         return;
     }
-    let grace_seconds = grace_seconds.max(GRACE_SECONDS_MIN);
+    let grace_seconds = bounded_grace(grace_seconds).max(GRACE_SECONDS_MIN);
     let deadline = now.saturating_add(SignedDuration::from_secs(grace_seconds)).unwrap_or(Timestamp::MAX);
     if observed.busy.killing.get(&container.id).is_none_or(|under_way| *under_way > deadline) {
         actions.push(Action::KillContainer {
@@ -240,7 +240,7 @@ fn kill(
 /// The number of the next container of this name: one more than the last, or than what the API remembers of it.
 fn next_attempt(pod: &LocalPod, observed: &Observed, name: &str) -> u32 {
     if let Some(last) = observed.newest(name) {
-        return last.attempt + 1;
+        return last.attempt.saturating_add(1);
     }
     let status = pod.status();
     let remembered = status.into_iter().flat_map(|s| {

@@ -102,7 +102,8 @@ impl Tokens {
         let given = status.and_then(|s| Some((s.token.filter(|t| !t.is_empty())?, s.expiration_timestamp?.0)));
         let Some((value, expires_at)) = given else { return Err(Error::Empty { namespace, account }) };
         let life = expires_at.duration_since(now);
-        let renew_at = now.saturating_add((life * 4 / 5).min(AGE_MAX)).unwrap_or(now);
+        let renew_at =
+            now.saturating_add(life.saturating_mul(4).checked_div(5).unwrap_or(life).min(AGE_MAX)).unwrap_or(now);
         let token = Token { value, renew_at };
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(key, token.clone());
         Ok(token)

@@ -8,10 +8,10 @@ mod payload;
 mod sub_path;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Volume};
+use k8s_openapi::api::core::v1::{Container, Volume, VolumeMount};
 
 use crate::container_config::HostMount;
 use crate::env;
@@ -86,6 +86,48 @@ enum Content {
     Claimed { path: PathBuf, read_only: bool },
 }
 
+/// A place inside a volume where another is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Nested {
+    /// Below the volume's root; names only.
+    path: PathBuf,
+    is_file: bool,
+}
+
+/// Mounts of any container that lie inside a mount of `volume`. Their places have to be made here: its readers cannot write.
+fn nested(pod: &LocalPod, volume: &str, contents: &[(String, Content)]) -> Vec<Nested> {
+    let is_file = |mount: &VolumeMount| {
+        let files = contents.iter().find_map(|(name, content)| match content {
+            Content::Files { files, .. } if *name == mount.name => Some(files),
+            _ => None,
+        });
+        let key = mount.sub_path.as_deref().filter(|p| !p.is_empty());
+        key.is_some_and(|key| files.into_iter().flatten().any(|f| f.path == key))
+    };
+    let mut found: Vec<Nested> = Vec::new();
+    for member in &pod.members {
+        let mounts = member.container.volume_mounts.as_deref().unwrap_or_default();
+        let whole = |m: &&VolumeMount| {
+            m.sub_path.as_deref().is_none_or(str::is_empty) && m.sub_path_expr.as_deref().is_none_or(str::is_empty)
+        };
+        for outer in mounts.iter().filter(|m| m.name == volume).filter(whole) {
+            for inner in mounts {
+                let Ok(path) = Path::new(&inner.mount_path).strip_prefix(&outer.mount_path) else { continue };
+                let names_only = path.components().all(|part| match part {
+                    // Names with two dots are the volume's own.
+                    Component::Normal(name) => !name.as_encoded_bytes().starts_with(b".."),
+                    _ => false,
+                });
+                if path.as_os_str().is_empty() || !names_only || found.iter().any(|n| n.path == path) {
+                    continue;
+                }
+                found.push(Nested { path: path.components().collect(), is_file: is_file(inner) });
+            }
+        }
+    }
+    found
+}
+
 /// Where the API and other tasks are reached from here.
 #[derive(Clone, Debug)]
 pub struct Access {
@@ -128,10 +170,11 @@ pub async fn prepare(
     }
     let owner = Owner::of(pod);
     let root = pod_dir.to_owned();
+    let nested: Vec<Vec<Nested>> = contents.iter().map(|(name, _)| nested(pod, name, &contents)).collect();
     let write = move || {
         let mut paths = BTreeMap::new();
-        for (name, content) in contents {
-            let made = host::make(&root, &name, content, owner);
+        for ((name, content), nested) in contents.into_iter().zip(nested) {
+            let made = host::make(&root, &name, content, owner, &nested);
             paths.insert(name.clone(), made.map_err(|source| Error::SetUp { volume: name, source })?);
         }
         Ok(paths)
@@ -159,6 +202,17 @@ impl Owner {
         let first = users.next().flatten();
         Owner { user: first.filter(|_| users.all(|u| u == first)), group: number(outer.and_then(|s| s.fs_group)) }
     }
+}
+
+/// Whether some volume of the pod shows labels or annotations, and they have changed.
+#[must_use]
+pub fn shows_other_fields(old: &LocalPod, new: &LocalPod) -> bool {
+    let fields = |pod: &LocalPod| (pod.meta().labels.clone(), pod.meta().annotations.clone());
+    let shows = |volume: &Volume| {
+        let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        volume.downward_api.is_some() || sources.into_iter().any(|s| s.downward_api.is_some())
+    };
+    new.spec.volumes.iter().flatten().any(shows) && fields(old) != fields(new)
 }
 
 /// The host side of each of a container's `volumeMounts`, in order.
@@ -209,5 +263,53 @@ fn unsupported(volume: &Volume) -> &'static str {
         Volume { image: Some(_), .. } => "image",
         Volume { ephemeral: Some(_), .. } => "ephemeral",
         _ => "such",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json! at the call reads better")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pod::Source;
+
+    fn pod(mut spec: serde_json::Value, labels: serde_json::Value) -> LocalPod {
+        if spec.get("containers").is_none() {
+            spec["containers"] = json!([]);
+        }
+        let object = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u", "labels": labels}, "spec": spec});
+        LocalPod::parse(serde_json::from_value(object).unwrap(), Source::Api).unwrap()
+    }
+
+    #[test]
+    fn mounts_inside_a_volume_of_files_are_found() {
+        let mount = |name: &str, path: &str| json!({"name": name, "mountPath": path});
+        let pod = pod(
+            json!({"containers": [{"name": "c", "image": "i", "volumeMounts": [
+                mount("s", "/secrets"), mount("t", "/secrets/more"), mount("t", "/secrets/a//b/"), mount("t", "/secretsX"),
+                mount("t", "/other"), mount("t", "/secrets/..x"), {"name": "k", "mountPath": "/secrets/f", "subPath": "key"},
+            ]}]}),
+            json!({}),
+        );
+        let files = vec![File { path: "key".into(), bytes: Vec::new(), mode: 0o644 }];
+        let contents = [("k".to_owned(), Content::Files { kind: "x", files, memory: false })];
+        let found = nested(&pod, "s", &contents);
+        let text: Vec<String> = found.iter().map(|n| format!("{} {}", n.path.display(), n.is_file)).collect();
+        assert_eq!(text, ["more false", "a/b false", "f true"]);
+    }
+
+    #[test]
+    fn labels_matter_to_volumes_that_show_them() {
+        let volumes = json!({"volumes": [{"name": "v", "downwardAPI": {"items": []}}]});
+        let projected = json!({"volumes": [{"name": "v", "projected": {"sources": [{"downwardAPI": {}}]}}]});
+        let check = |spec: &serde_json::Value, label: &str, expect: bool| {
+            let (old, new) = (pod(spec.clone(), json!({"a": "1"})), pod(spec.clone(), json!({"a": label})));
+            assert_eq!(shows_other_fields(&old, &new), expect, "{spec} {label}");
+        };
+        check(&volumes, "2", true);
+        check(&volumes, "1", false);
+        check(&projected, "2", true);
+        check(&json!({"volumes": [{"name": "v", "emptyDir": {}}]}), "2", false);
     }
 }

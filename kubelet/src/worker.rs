@@ -6,9 +6,11 @@
 //!   operations that are done -------------------+--> observe --> plan --> start operations --> write status --> wait
 //!   the one timer ------------------------------+
 //! ```
-//! Not the decisions (sync.rs) nor the deeds (operation/). Invariant: nothing is planned before the runtime has been looked at.
+//! Not the decisions (sync.rs) nor the deeds (operation/). Invariants: nothing is planned before the runtime has been looked at; a
+//! panic, of an operation or of the task itself, is this pod's alone, and is tried again after a growing pause (life.rs).
 
 mod done;
+mod life;
 mod perform;
 mod probes;
 mod report;
@@ -29,18 +31,22 @@ use crate::kit::Kit;
 use crate::pod::{Kind, LocalPod};
 use crate::probe::{Purpose, Report};
 use crate::status;
+use crate::survival::Pause;
+use crate::sync::backoff;
 use crate::sync::observed::{Container, Failed, Observed, Probed, Sandbox};
 use crate::sync::{self, Action};
-use crate::volumes::Prepared;
+use crate::volumes::{self, Prepared};
 
 /// After the runtime did not answer.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(1);
+/// However far off the next thing to do is, the clock is read again by then: somebody may have set it.
+const SLEEP_MAX: Duration = Duration::from_secs(300);
 
 /// What the pod's task is told. The queue has no limit of its own: every sender merges (watches) or waits (probes).
 #[derive(Debug)]
 pub enum Event {
     /// The pod as the API or the manifest has it now.
-    Pod(Box<LocalPod>),
+    Pod(Arc<LocalPod>),
     /// The API object or the manifest is no more.
     Gone,
     /// Something happened in the runtime.
@@ -91,6 +97,12 @@ struct Worker {
     look_at: Option<Timestamp>,
     wake: Option<Timestamp>,
     finished: bool,
+    told: life::Told,
+    /// Falls of operations, and until when nothing is tried for it.
+    falls: Pause,
+    resting_until: Option<Timestamp>,
+    /// Something that a volume shows changed while volumes were being written.
+    refresh_again: bool,
 }
 
 /// Starts the pod's task. `failed` is the node's refusal of it. `finished` is sent the uid when nothing is left of the pod.
@@ -102,60 +114,76 @@ pub fn spawn(
     finished: mpsc::UnboundedSender<String>,
 ) -> Handle {
     let (events, receiver) = mpsc::unbounded_channel();
-    let (reports, probe_reports) = mpsc::unbounded_channel();
     let pod = Arc::new(pod);
     let status = pod.status().cloned().unwrap_or_default();
-    let (containers, sandbox, looked) = (Vec::new(), None, false);
-    let first = Snapshot { pod: pod.clone(), status: status.clone(), containers, sandbox, looked };
+    let first = Snapshot { pod: pod.clone(), status, containers: Vec::new(), sandbox: None, looked: false };
     let (snapshot, seen) = watch::channel(Arc::new(first));
-    let started = status.start_time.as_ref().map(|t| t.0);
-    let worker = Worker {
-        observed: Observed { failed, start_time: Some(started.unwrap_or_else(Timestamp::now)), ..Observed::default() },
-        prepared: Prepared::default(),
-        mirror: None,
-        operations: JoinSet::new(),
-        cancel: CancellationToken::new(),
-        probes: BTreeMap::new(),
-        reports,
-        sent: report::Sent::from_api(pod.status().filter(|s| s.start_time.is_some())),
-        status,
-        snapshot,
-        told_backoff: BTreeSet::new(),
-        looked: false,
-        look_at: None,
-        wake: None,
-        finished: false,
-        kit,
-        pod,
-    };
-    tokio::spawn(worker.run(receiver, probe_reports, shutdown, finished));
+    let told = life::Told::new(pod, failed);
+    tokio::spawn(life::live(kit, told, receiver, snapshot, shutdown, finished));
     Handle { events, snapshot: seen }
 }
 
 impl Worker {
+    fn new(
+        kit: Arc<Kit>,
+        told: life::Told,
+        snapshot: watch::Sender<Arc<Snapshot>>,
+        reports: mpsc::UnboundedSender<Report>,
+    ) -> Worker {
+        let life::Facts { pod, failed, gone, mirror } = told.facts();
+        let status = pod.status().cloned().unwrap_or_default();
+        let started = status.start_time.as_ref().map(|t| t.0);
+        let start_time = Some(started.unwrap_or_else(Timestamp::now));
+        Worker {
+            observed: Observed { failed, gone, start_time, ..Observed::default() },
+            prepared: Prepared::default(),
+            mirror,
+            operations: JoinSet::new(),
+            cancel: CancellationToken::new(),
+            probes: BTreeMap::new(),
+            reports,
+            sent: report::Sent::from_api(pod.status().filter(|s| s.start_time.is_some())),
+            status,
+            snapshot,
+            told_backoff: BTreeSet::new(),
+            looked: false,
+            look_at: None,
+            wake: None,
+            finished: false,
+            told,
+            falls: Pause::default(),
+            resting_until: None,
+            refresh_again: false,
+            kit,
+            pod,
+        }
+    }
+
+    /// Until nothing is left of the pod (true), or nobody wants to know any more.
     async fn run(
         mut self,
-        mut events: mpsc::UnboundedReceiver<Event>,
-        mut reports: mpsc::UnboundedReceiver<Report>,
-        shutdown: CancellationToken,
-        finished: mpsc::UnboundedSender<String>,
-    ) {
+        events: &mut mpsc::UnboundedReceiver<Event>,
+        reports: &mut mpsc::UnboundedReceiver<Report>,
+        shutdown: &CancellationToken,
+    ) -> bool {
         self.look().await;
         loop {
             self.step();
             if self.finished {
-                break;
+                return true;
             }
             let mut look = false;
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return false,
                 event = events.recv() => match event {
                     Some(event) => look |= self.hear(event),
-                    None => return,
+                    None => return false,
                 },
                 Some(report) = reports.recv() => self.hear_probe(report),
                 Some(done) = self.operations.join_next() => look |= self.hear_done(done),
-                () = sleep_until(self.wake) => look |= self.look_at.is_some_and(|at| at <= Timestamp::now()),
+                () = sleep_until(self.wake) => {
+                    look |= self.look_at.is_some_and(|at| backoff::is_over(at, Timestamp::now()));
+                }
             }
             while let Ok(event) = events.try_recv() {
                 look |= self.hear(event);
@@ -167,12 +195,11 @@ impl Worker {
                 self.look().await;
             }
         }
-        // A manager that is gone needs no word.
-        let _ = finished.send(self.pod.uid.clone());
     }
 
     /// True if the runtime is to be looked at.
     fn hear(&mut self, event: Event) -> bool {
+        self.told.note(&event);
         match event {
             Event::Pod(pod) => {
                 self.sent.hear_api(&pod);
@@ -180,7 +207,11 @@ impl Worker {
                     // Someone else ended it, such as the node lifecycle controller.
                     self.status.phase = pod.status().and_then(|s| s.phase.clone());
                 }
-                self.pod = Arc::new(*pod);
+                let shown_differently = volumes::shows_other_fields(&self.pod, &pod);
+                self.pod = pod;
+                if shown_differently && self.observed.volumes == sync::observed::Volumes::Mounted {
+                    self.refresh_volumes();
+                }
                 false
             }
             Event::Gone => {
@@ -204,6 +235,7 @@ impl Worker {
                 if sync::ending(&self.pod, &self.observed).is_none() {
                     let text = failed.message.clone();
                     self.kit.recorder.pod(&self.pod, None, Severity::Warning, &failed.reason, text);
+                    self.told.fail(&failed);
                     self.observed.failed = Some(*failed);
                 }
                 false
@@ -223,7 +255,9 @@ impl Worker {
 
     /// Reads what the runtime holds of the pod.
     async fn look(&mut self) {
-        match self.kit.runtime.observe(&self.pod.uid, &self.observed.containers).await {
+        let host = &self.kit.host;
+        let place = crate::cri::Place { pod_dir: host.pod_dir(&self.pod.uid), log_dir: host.log_dir(&self.pod) };
+        match self.kit.runtime.observe(&self.pod.uid, &self.observed.containers, &place).await {
             Ok((sandboxes, containers)) => {
                 self.look_at = None;
                 self.observed.sandboxes = sandboxes;
@@ -261,7 +295,10 @@ impl Worker {
     fn step(&mut self) {
         let now = Timestamp::now();
         self.wake = self.look_at;
-        if self.looked && self.look_at.is_none() {
+        let resting = self.resting_until.filter(|until| !backoff::is_over(*until, now));
+        if let Some(until) = resting {
+            self.wake_at(until);
+        } else if self.looked && self.look_at.is_none() {
             self.mark_started();
             for _ in 0..3 {
                 let actions = sync::plan(&self.pod, &self.observed, now);
@@ -354,7 +391,7 @@ async fn sleep_until(at: Option<Timestamp>) {
     match at {
         Some(at) => {
             let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
-            tokio::time::sleep(left).await;
+            tokio::time::sleep(left.min(SLEEP_MAX)).await;
         }
         None => std::future::pending().await,
     }

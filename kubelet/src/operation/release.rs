@@ -45,11 +45,10 @@ pub async fn remains(kit: &Kit, pod: &LocalPod, sandboxes: &[Sandbox], container
         problems.extend(kit.runtime.remove_sandbox(&sandbox.id).await.err().map(|e| e.to_string()));
     }
     let logs = kit.host.log_dir(pod);
-    match tokio::fs::remove_dir_all(&logs).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            problems.push(format!("remove {}: {error}", logs.display()))
-        }
-        _ => {}
+    match tokio::task::spawn_blocking(move || runtime_linux::tree::remove(&logs)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => problems.push(chain(&error)),
+        Err(died) => problems.push(died.to_string()),
     }
     if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
 }

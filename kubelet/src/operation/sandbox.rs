@@ -6,7 +6,7 @@ use super::{Failure, chain};
 use crate::events::Severity;
 use crate::kit::Kit;
 use crate::pod::LocalPod;
-use crate::sandbox_config;
+use crate::{profiles, sandbox_config};
 
 /// # Errors
 /// With the reason `FailedCreatePodSandBox`, which is also an event.
@@ -18,8 +18,9 @@ pub async fn create(kit: Arc<Kit>, pod: Arc<LocalPod>, attempt: u32) -> Result<(
     };
     let config = sandbox_config::build(&pod, attempt, &kit.host);
     let logs = config.log_directory.clone();
-    let (cgroups, owner) = (kit.cgroups.clone(), pod.clone());
+    let (cgroups, owner, data_dir) = (kit.cgroups.clone(), pod.clone(), kit.host.data_dir.clone());
     let prepare = move || -> Result<(), String> {
+        profiles::check_pod(&owner, &data_dir).map_err(|e| chain(&e))?;
         std::fs::create_dir_all(&logs).map_err(|e| format!("create {logs}: {e}"))?;
         cgroups.ensure(&owner).map_err(|e| chain(&e))
     };

@@ -16,7 +16,7 @@ use crate::kit::Kit;
 use crate::pod::{LocalPod, Member};
 use crate::sync::observed::Sandbox;
 use crate::volumes::{self, Prepared};
-use crate::{image, sandbox_config};
+use crate::{image, profiles, sandbox_config};
 
 /// A postStart hook has no timeout of its own; this is the end of patience.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(600);
@@ -65,6 +65,7 @@ impl Start {
         let mounts = volumes::mounts(&member.container, &self.prepared, &dir, &variables)
             .await
             .map_err(|e| failed(chain(&e)))?;
+        self.check_profile(member).await.map_err(failed)?;
         let files = self.files(member, &dir, &ips);
         let (hosts_file, message_file) = files.await.map_err(|e| failed(format!("write the pod's own files: {e}")))?;
         let inputs = Inputs {
@@ -78,8 +79,15 @@ impl Start {
             target: self.target.clone(),
             data_dir: self.kit.host.data_dir.clone(),
             memory_capacity: self.kit.memory_capacity_bytes,
+            selinux: self.kit.host.selinux,
         };
         container_config::build(&self.pod, member, &inputs).map_err(|e| failed(chain(&e)))
+    }
+
+    async fn check_profile(&self, member: &Member) -> Result<(), String> {
+        let (pod, container, data_dir) = (self.pod.clone(), member.container.clone(), self.kit.host.data_dir.clone());
+        let check = move || profiles::check_container(&pod, &container, &data_dir).map_err(|e| chain(&e));
+        tokio::task::spawn_blocking(check).await.unwrap_or_else(|died| Err(died.to_string()))
     }
 
     async fn sources(&self, member: &Member, ips: Vec<String>) -> Result<Sources, crate::references::Error> {
@@ -106,16 +114,19 @@ impl Start {
             String::new()
         };
         let text = sandbox_config::hosts_file(&self.pod, ips, &self.kit.host.cluster_domain, &host_file);
-        let hosts = dir.join("etc-hosts");
-        let messages = dir.join("containers").join(&member.container.name);
-        tokio::fs::create_dir_all(&messages).await?;
-        tokio::fs::write(&hosts, text).await?;
-        let message = messages.join(self.attempt.to_string());
-        tokio::fs::write(&message, "").await?;
-        // Whatever user the container has must be able to write it.
-        use std::os::unix::fs::PermissionsExt;
-        tokio::fs::set_permissions(&message, std::fs::Permissions::from_mode(0o666)).await?;
-        Ok((hosts, message))
+        let (dir, name, attempt) = (dir.to_owned(), member.container.name.clone(), self.attempt.to_string());
+        let write = move || {
+            let hosts = dir.join("etc-hosts");
+            let messages = dir.join("containers").join(name);
+            std::fs::create_dir_all(&messages)?;
+            // In place: containers of the pod that run have this file mounted.
+            write_plain(&hosts, &text, 0o644)?;
+            let message = messages.join(attempt);
+            // Whatever user the container has must be able to write it.
+            write_plain(&message, "", 0o666)?;
+            Ok((hosts, message))
+        };
+        tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)?
     }
 
     async fn launch(
@@ -171,6 +182,17 @@ impl Start {
         }
         Err(Failure::new("PostStartHookError", text))
     }
+}
+
+/// Writes a file of the kubelet's own, through no link, with this mode whatever the umask.
+fn write_plain(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags.bits()).open(path)?;
+    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+    file.write_all(text.as_bytes())
 }
 
 /// Where questions about the pod go that name no host.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use jiff::Timestamp;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use runtime_linux::rooted::Root;
 use tokio::fs::File;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, BufReader};
@@ -16,7 +17,10 @@ use tokio::sync::{mpsc, watch};
 /// Read backwards in steps of this size to find the last lines.
 const BLOCK_BYTES: u64 = 16 << 10;
 /// A line longer than this is not of the CRI format.
-const LINE_BYTES_MAX: u64 = 1 << 20;
+const LINE_BYTES_MAX: u64 = 64 << 10;
+/// Lines are sent together up to about this size; a slow reader holds up the reading after [`CHUNKS_MAX`] of them.
+const CHUNK_BYTES: usize = 32 << 10;
+pub(super) const CHUNKS_MAX: usize = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -71,11 +75,13 @@ pub async fn tail_text(path: &Path, lines: u64, bytes_max: usize) -> String {
     let mut text = Vec::new();
     while let Some(chunk) = receiver.recv().await {
         text.extend_from_slice(&chunk);
+        // Only the end is wanted: no more than that is kept.
+        let beyond = text.len().saturating_sub(bytes_max);
+        text.drain(..beyond);
     }
     // No log is an empty one here.
     let _ = task.await;
-    let from = text.len().saturating_sub(bytes_max);
-    String::from_utf8_lossy(&text[from..]).into_owned()
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Sends what is wanted of the log at `path`. `running` is false once the container has ended.
@@ -100,16 +106,20 @@ pub async fn send(
     file.seek(SeekFrom::Start(start)).await.map_err(read)?;
     let mut inode = file.metadata().await.map_err(read)?.ino();
     let mut reader = BufReader::new(file);
-    let mut out = Output { options, sender, left: options.limit_bytes, mid_line: false };
+    let mut out = Output { options, sender, left: options.limit_bytes, mid_line: false, ready: Vec::new() };
     let mut pending = Vec::new();
     loop {
         // Asked before reading, so that nothing written until the end is missed.
         let alive = *running.borrow_and_update();
         while read_line(&mut reader, &mut pending).await.map_err(read)? {
             if !out.line(&pending).await {
+                out.flush().await;
                 return Ok(());
             }
             pending.clear();
+        }
+        if !out.flush().await {
+            return Ok(());
         }
         let Some(watch) = &watch else { return Ok(()) };
         // Rotation puts a new file in the place of this one.
@@ -155,8 +165,17 @@ fn watch_dir(path: &Path) -> Result<AsyncFd<Watch>, Error> {
     AsyncFd::new(Watch(inotify)).map_err(failed)
 }
 
+/// A regular file and nothing else; opening waits for nobody.
 async fn open(path: &Path) -> Result<File, Error> {
-    File::open(path).await.map_err(|source| Error::Open { path: path.into(), source })
+    let own = path.to_owned();
+    let open = move || {
+        let (Some(dir), Some(name)) = (own.parent(), own.file_name()) else {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        };
+        Root::open_dir(dir).map_err(std::io::Error::from)?.open_plain_regular(Path::new(name))
+    };
+    let opened = tokio::task::spawn_blocking(open).await.map_err(std::io::Error::other).and_then(|opened| opened);
+    opened.map(File::from_std).map_err(|source| Error::Open { path: path.into(), source })
 }
 
 /// Appends to `line`; true once it is whole.
@@ -199,9 +218,17 @@ struct Output<'a> {
     left: Option<u64>,
     /// The last piece sent did not end a line.
     mid_line: bool,
+    /// What is sent next, all in one.
+    ready: Vec<u8>,
 }
 
 impl Output<'_> {
+    /// False once nobody listens.
+    async fn flush(&mut self) -> bool {
+        let bytes = std::mem::take(&mut self.ready);
+        bytes.is_empty() || self.sender.send(Bytes::from(bytes)).await.is_ok()
+    }
+
     /// False once nothing more is wanted.
     async fn line(&mut self, raw: &[u8]) -> bool {
         let Some(line) = parse(raw) else { return true };
@@ -228,7 +255,8 @@ impl Output<'_> {
             text.truncate(keep);
             *left -= keep as u64;
         }
-        let sent = text.is_empty() || self.sender.send(Bytes::from(text)).await.is_ok();
+        self.ready.extend_from_slice(&text);
+        let sent = self.ready.len() < CHUNK_BYTES || self.flush().await;
         sent && self.left != Some(0)
     }
 }

@@ -57,11 +57,11 @@ impl Facts<'_> {
             return Some((failure.reason.clone(), failure.message.clone()));
         }
         let exit = newest?.exit()?;
-        if !member.restart_policy.restarts(exit.code) {
+        if self.observed.busy.starting.contains(name) || !member.restart_policy.restarts(exit.code) {
             return None;
         }
         let backoff = self.observed.restarts.get(name)?;
-        backoff.until(exit.finished_at).filter(|until| *until > self.now)?;
+        backoff.until(exit.finished_at).filter(|until| !crate::sync::backoff::is_over(*until, self.now))?;
         let message = format!(
             "back-off {} restarting failed container={name} pod={}_{}({})",
             backoff.text(),

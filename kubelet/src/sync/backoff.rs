@@ -7,6 +7,17 @@ use jiff::{SignedDuration, Timestamp};
 pub const FIRST: SignedDuration = SignedDuration::from_secs(10);
 pub const LAST: SignedDuration = SignedDuration::from_mins(5);
 
+/// After this long the first pause comes again.
+const QUIET: SignedDuration = SignedDuration::from_mins(10);
+
+/// Whether a wait for `until` is over at `now`. None that is set here is longer than [`QUIET`]: if more than that is left,
+/// somebody has set the clock back.
+#[must_use]
+pub fn is_over(until: Timestamp, now: Timestamp) -> bool {
+    let left = until.duration_since(now);
+    left <= SignedDuration::ZERO || left > QUIET
+}
+
 /// The pause in force since `since`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
@@ -19,7 +30,7 @@ impl Backoff {
     #[must_use]
     pub fn next(previous: Option<Backoff>, now: Timestamp) -> Backoff {
         let delay = match previous {
-            Some(p) if !p.expired(now) => (p.delay * 2).min(LAST),
+            Some(p) if !p.expired(now) => p.delay.saturating_mul(2).min(LAST),
             _ => FIRST,
         };
         Backoff { delay, since: now }
@@ -35,7 +46,9 @@ impl Backoff {
     }
 
     fn expired(&self, at: Timestamp) -> bool {
-        at.duration_since(self.since) > LAST * 2
+        // A pause that began in the future was begun before somebody set the clock back.
+        let age = at.duration_since(self.since);
+        age > QUIET || age < QUIET.saturating_mul(-1)
     }
 
     /// As Go prints a duration of whole seconds: `10s`, `1m20s`, `5m0s`.

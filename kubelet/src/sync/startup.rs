@@ -3,6 +3,7 @@
 
 use jiff::Timestamp;
 
+use super::backoff::is_over;
 use super::observed::{Container, Observed, State};
 use super::{Action, Kill, kill, newest_in, next_attempt};
 use crate::pod::{Kind, LocalPod, Member, RestartPolicy};
@@ -164,7 +165,7 @@ impl Start<'_> {
     fn restart(&mut self, member: &Member, container: &Container) {
         let ended = container.exit().map_or(self.now, |e| e.finished_at);
         let pause = self.observed.restarts.get(member.name()).and_then(|b| b.until(ended));
-        match pause.filter(|until| *until > self.now) {
+        match pause.filter(|until| !is_over(*until, self.now)) {
             Some(at) => self.actions.push(Action::Wake { at }),
             None => self.start(member),
         }
@@ -174,7 +175,7 @@ impl Start<'_> {
         if self.observed.busy.starting.contains(member.name()) {
             return;
         }
-        if let Some(failure) = self.observed.failures.get(member.name()).filter(|f| f.retry_at > self.now) {
+        if let Some(failure) = self.observed.failures.get(member.name()).filter(|f| !is_over(f.retry_at, self.now)) {
             self.actions.push(Action::Wake { at: failure.retry_at });
             return;
         }

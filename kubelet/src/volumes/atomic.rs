@@ -7,6 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
 use super::{Cause, File, Owner, io};
+use crate::tree;
 
 const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
@@ -34,7 +35,7 @@ pub(super) fn write(dir: &Path, files: &[File], owner: Owner) -> Result<(), Caus
     link_names(dir, files)?;
     if let Some(old) = old.filter(|old| old.as_os_str() != stamp.as_str()) {
         let old = dir.join(old);
-        fs::remove_dir_all(&old).map_err(io("remove", &old))?;
+        runtime_linux::tree::remove(&old).map_err(|error| io("remove", &old)(error.into_io()))?;
     }
     Ok(())
 }
@@ -49,9 +50,11 @@ fn link_names(dir: &Path, files: &[File]) -> Result<(), Cause> {
         }
     }
     for entry in fs::read_dir(dir).map_err(io("read", dir))? {
-        let name = entry.map_err(io("read", dir))?.file_name();
-        let name = name.to_string_lossy().into_owned();
-        if !name.starts_with("..") && !wanted.contains(name.as_str()) {
+        let entry = entry.map_err(io("read", dir))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // What is no link is the mount point of another volume.
+        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        if is_link && !name.starts_with("..") && !wanted.contains(name.as_str()) {
             let path = dir.join(name);
             fs::remove_file(&path).map_err(io("remove", &path))?;
         }
@@ -92,20 +95,15 @@ pub(super) fn set_mode(path: &Path, mode: u32) -> Result<(), Cause> {
 }
 
 fn is_current(data: &Path, files: &[File]) -> bool {
-    if !data.exists() {
-        return false;
-    }
     let same = |file: &File| fs::read(data.join(&file.path)).is_ok_and(|bytes| bytes == file.bytes);
-    files.iter().all(same) && count(data) == Some(files.len())
-}
-
-fn count(dir: &Path) -> Option<usize> {
-    let mut files = 0;
-    for entry in fs::read_dir(dir).ok()? {
-        let entry = entry.ok()?;
-        files += if entry.file_type().ok()?.is_dir() { count(&entry.path())? } else { 1 };
+    let Ok(real) = fs::canonicalize(data) else { return false };
+    // As many entries as there are to be, so that none is too many.
+    let mut names: BTreeSet<&Path> = BTreeSet::new();
+    for file in files {
+        names.extend(Path::new(&file.path).ancestors());
     }
-    Some(files)
+    names.insert(Path::new(""));
+    files.iter().all(same) && u64::try_from(names.len()).ok() == Some(tree::measure(&real).files)
 }
 
 #[cfg(test)]

@@ -6,13 +6,19 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::{Cause, Content, File, Owner, atomic, io};
+use super::{Cause, Content, File, Nested, Owner, atomic, io};
 use crate::container_config::HostMount;
 
 /// Room for files that the kubelet writes into memory; larger than any object the API server takes.
 const FILES_BYTES_MAX: u64 = 64 << 20;
 
-pub(super) fn make(pod_dir: &Path, name: &str, content: Content, owner: Owner) -> Result<HostMount, Cause> {
+pub(super) fn make(
+    pod_dir: &Path,
+    name: &str,
+    content: Content,
+    owner: Owner,
+    nested: &[Nested],
+) -> Result<HostMount, Cause> {
     let volumes = pod_dir.join("volumes");
     match content {
         Content::EmptyDir { memory, size_bytes } => {
@@ -32,19 +38,50 @@ pub(super) fn make(pod_dir: &Path, name: &str, content: Content, owner: Owner) -
         }
         Content::Files { kind, files, memory } => {
             let dir = volumes.join(kind).join(name);
-            files_dir(&dir, &files, memory, owner)?;
+            files_dir(&dir, &files, memory, owner, nested)?;
             // Upstream: what the kubelet writes, containers only read.
             Ok(HostMount { host_path: dir, read_only: true })
         }
     }
 }
 
-fn files_dir(dir: &Path, files: &[File], memory: bool, owner: Owner) -> Result<(), Cause> {
+/// Places for other volumes inside this one, which its reader cannot make.
+fn mount_points(dir: &Path, nested: &[Nested]) -> Result<(), Cause> {
+    for point in nested {
+        let path = dir.join(&point.path);
+        if fs::symlink_metadata(&path).is_ok() {
+            continue;
+        }
+        let parent = if point.is_file { path.parent().unwrap_or(dir) } else { &path };
+        make_dirs(parent)?;
+        if point.is_file {
+            fs::OpenOptions::new().create(true).append(true).open(&path).map_err(io("create", &path))?;
+            atomic::set_mode(&path, 0o644)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes what is missing of `path`, each directory with mode 0755 whatever the umask.
+fn make_dirs(path: &Path) -> Result<(), Cause> {
+    let mut missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+    while let Some(dir) = missing.pop().filter(|dir| !dir.as_os_str().is_empty()) {
+        match fs::create_dir(dir) {
+            Ok(()) => atomic::set_mode(dir, 0o755)?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(io("create", dir)(error)),
+        }
+    }
+    Ok(())
+}
+
+fn files_dir(dir: &Path, files: &[File], memory: bool, owner: Owner, nested: &[Nested]) -> Result<(), Cause> {
     fs::create_dir_all(dir).map_err(io("create", dir))?;
     if memory {
         ensure_tmpfs(dir, Some(FILES_BYTES_MAX))?;
     }
     atomic::set_mode(dir, 0o777)?;
+    mount_points(dir, nested)?;
     atomic::write(dir, files, owner)
 }
 
@@ -81,10 +118,7 @@ fn host_path(path: &Path, kind: &str) -> Result<(), Cause> {
     let is = |check: fn(&fs::FileType) -> bool| found.as_ref().is_some_and(|m| check(&m.file_type()));
     match kind {
         "" => Ok(()),
-        "DirectoryOrCreate" if found.is_none() => {
-            fs::create_dir_all(path).map_err(io("create", path))?;
-            atomic::set_mode(path, 0o755)
-        }
+        "DirectoryOrCreate" if found.is_none() => make_dirs(path),
         "FileOrCreate" if found.is_none() => {
             fs::OpenOptions::new().create(true).append(true).open(path).map_err(io("create", path))?;
             atomic::set_mode(path, 0o644)
@@ -135,16 +169,13 @@ pub fn unmount(pod_dir: &Path) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Unmounts everything below a pod's directory, then removes it. Idempotent; what is gone is done.
+/// Unmounts everything below a pod's directory, then removes it, whatever the pod has made of it. Idempotent; what is gone is done.
 ///
 /// # Errors
 /// If a mount stays or a file cannot be removed; nothing is deleted while a mount is left.
 pub fn teardown(pod_dir: &Path) -> Result<(), Cause> {
     unmount(pod_dir)?;
-    match fs::remove_dir_all(pod_dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", pod_dir)(error)),
-        _ => Ok(()),
-    }
+    runtime_linux::tree::remove(pod_dir).map_err(|error| io("remove", pod_dir)(error.into_io()))
 }
 
 #[cfg(test)]
@@ -171,13 +202,48 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_of_files_has_places_for_the_volumes_inside_it_and_keeps_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let nested = [
+            Nested { path: "more".into(), is_file: false },
+            Nested { path: "a/b/c".into(), is_file: false },
+            Nested { path: "extra.conf".into(), is_file: true },
+        ];
+        for text in ["1", "2"] {
+            let files = vec![File { path: "key".into(), bytes: text.into(), mode: 0o644 }];
+            let content = Content::Files { kind: "kubernetes.io~secret", files, memory: false };
+            let made = make(dir.path(), "v", content, Owner::default(), &nested).unwrap();
+            assert_eq!(fs::read_to_string(made.host_path.join("key")).unwrap(), text);
+            assert!(made.host_path.join("more").is_dir() && made.host_path.join("a/b/c").is_dir());
+            assert!(made.host_path.join("extra.conf").is_file());
+        }
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_is_torn_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = dir.path().join("pod");
+        let content = Content::EmptyDir { memory: false, size_bytes: None };
+        let made = make(&pod, "v", content, Owner::default(), &[]).unwrap();
+        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY;
+        let mut at = nix::fcntl::open(&made.host_path, flags, nix::sys::stat::Mode::empty()).unwrap();
+        for _ in 0..15_000 {
+            nix::sys::stat::mkdirat(&at, "d", nix::sys::stat::Mode::S_IRWXU).unwrap();
+            at = nix::fcntl::openat(&at, "d", flags, nix::sys::stat::Mode::empty()).unwrap();
+        }
+        drop(at);
+        teardown(&pod).unwrap();
+        assert!(!pod.exists());
+    }
+
+    #[test]
     fn memory_volumes_are_mounted_once_and_torn_down() {
         let dir = tempfile::tempdir().unwrap();
         let pod = dir.path().join("pod");
         let content = || Content::EmptyDir { memory: true, size_bytes: Some(1 << 20) };
-        let made = make(&pod, "v", content(), Owner::default()).unwrap();
+        let made = make(&pod, "v", content(), Owner::default(), &[]).unwrap();
         fs::write(made.host_path.join("keep"), "1").unwrap();
-        make(&pod, "v", content(), Owner::default()).unwrap();
+        make(&pod, "v", content(), Owner::default(), &[]).unwrap();
         assert!(made.host_path.join("keep").exists());
         assert_eq!(mounts_below(&pod).unwrap().len(), 1);
         teardown(&pod).unwrap();

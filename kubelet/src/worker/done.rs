@@ -13,10 +13,36 @@ use crate::volumes::{self, Prepared};
 
 /// The first pause after each kind of failure.
 const AFTER_VOLUMES: SignedDuration = SignedDuration::from_secs(2);
+/// Volumes stand, but could not be brought up to date.
+const AFTER_REFRESH: SignedDuration = SignedDuration::from_secs(20);
 const AFTER_SANDBOX: SignedDuration = SignedDuration::from_secs(1);
 const AFTER_CONFIG: SignedDuration = SignedDuration::from_secs(5);
 /// A sandbox mostly fails because the pods' network is not there yet, of which there is no event.
 const SANDBOX_LAST: SignedDuration = SignedDuration::from_secs(10);
+
+/// Which operation it was, should it panic.
+#[derive(Clone, Debug)]
+pub(super) enum Work {
+    Volumes,
+    Sandbox,
+    Start(String),
+    Kill(String),
+    Release,
+    Write,
+}
+
+impl std::fmt::Display for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Work::Volumes => f.write_str("preparing its volumes"),
+            Work::Sandbox => f.write_str("its sandbox"),
+            Work::Start(name) => write!(f, "starting container {name}"),
+            Work::Kill(id) => write!(f, "ending container {id}"),
+            Work::Release => f.write_str("clearing it away"),
+            Work::Write => f.write_str("writing its status"),
+        }
+    }
+}
 
 /// How an operation went.
 #[derive(Debug)]
@@ -31,6 +57,7 @@ pub(super) enum Done {
     Deleted(Result<(), kube::Error>),
     Cleared(Result<(), String>),
     Written { status: Box<PodStatus>, result: Result<Box<Pod>, kube::Error> },
+    Died { work: Work, why: String },
 }
 
 impl Worker {
@@ -40,9 +67,9 @@ impl Worker {
             Ok(done) => done,
             Err(died) => {
                 // Which one it was is not known: all may be asked for again, for all are idempotent.
-                tracing::error!(pod = %self.pod.key, error = %died, "an operation died");
                 self.observed.busy = Busy::default();
                 self.sent.give_up();
+                self.fell("an operation", &died.to_string());
                 return true;
             }
         };
@@ -101,8 +128,26 @@ impl Worker {
                 self.log("remains of the pod not cleared", result.err());
             }
             Done::Written { status, result } => self.hear_written(*status, result),
+            Done::Died { work, why } => {
+                self.hear_died(&work, &why);
+                return true;
+            }
         }
         false
+    }
+
+    /// All operations may be asked for again, for all are idempotent.
+    fn hear_died(&mut self, work: &Work, why: &str) {
+        let busy = &mut self.observed.busy;
+        match work {
+            Work::Volumes => busy.volumes = false,
+            Work::Sandbox => busy.sandbox = false,
+            Work::Start(name) => drop(busy.starting.remove(name)),
+            Work::Kill(id) => drop(busy.killing.remove(id)),
+            Work::Release => busy.releasing = false,
+            Work::Write => self.sent.give_up(),
+        }
+        self.fell(&work.to_string(), why);
     }
 
     fn log(&self, what: &str, error: Option<impl std::fmt::Display>) {
@@ -113,17 +158,21 @@ impl Worker {
 
     fn hear_volumes(&mut self, result: Result<Prepared, volumes::Error>) {
         self.observed.busy.volumes = false;
+        let again = std::mem::take(&mut self.refresh_again);
         match result {
             Ok(prepared) => {
                 self.prepared = prepared;
                 self.observed.volumes = Volumes::Mounted;
+                if again {
+                    self.refresh_volumes();
+                }
             }
             Err(error) => {
                 let text = chain(&error);
                 self.kit.recorder.pod(&self.pod, None, Severity::Warning, "FailedMount", text.clone());
                 if self.observed.volumes == Volumes::Mounted {
                     // What stands stays; only the renewal failed.
-                    self.prepared.refresh_at = Timestamp::now().checked_add(AFTER_VOLUMES * 10).ok();
+                    self.prepared.refresh_at = Timestamp::now().checked_add(AFTER_REFRESH).ok();
                     return;
                 }
                 let old = match &self.observed.volumes {
@@ -157,7 +206,7 @@ impl Worker {
 /// The failure with its pause: the first, or twice the last.
 fn failure(old: Option<&Failure>, reason: &str, message: String, first: SignedDuration) -> Failure {
     let now = Timestamp::now();
-    let delay = old.map_or(first, |o| (o.backoff.delay * 2).min(LAST));
+    let delay = old.map_or(first, |o| o.backoff.delay.saturating_mul(2).min(LAST));
     let backoff = Backoff { delay, since: now };
     Failure { reason: reason.into(), message, retry_at: now.saturating_add(delay).unwrap_or(Timestamp::MAX), backoff }
 }

@@ -7,18 +7,28 @@ use kube::Api;
 use kube::api::{DeleteParams, Preconditions};
 
 use super::Worker;
-use super::done::Done;
+use super::done::{Done, Work};
 use crate::events::Severity;
 use crate::operation::{release, sandbox, start::Start, stop::Stop};
 use crate::pod::Source;
 use crate::sync::backoff::Backoff;
 use crate::sync::{Action, Kill};
-use crate::volumes;
+use crate::{survival, volumes};
 
 /// After an operation failed that has no pause of its own.
 const RETRY: Duration = Duration::from_secs(1);
 
 impl Worker {
+    /// Starts an operation whose panic is told as that of `work`.
+    pub(super) fn begin(&mut self, work: Work, operation: impl Future<Output = Done> + Send + 'static) {
+        self.operations.spawn(async move {
+            match survival::caught(operation).await {
+                Ok(done) => done,
+                Err(why) => Done::Died { work, why },
+            }
+        });
+    }
+
     pub(super) fn perform(&mut self, action: Action, now: Timestamp) {
         tracing::debug!(pod = %self.pod.key, ?action, "planned");
         match action {
@@ -26,12 +36,12 @@ impl Worker {
             Action::CreateSandbox { attempt } => {
                 self.observed.busy.sandbox = true;
                 let (kit, pod) = (self.kit.clone(), self.pod.clone());
-                self.operations.spawn(async move { Done::Sandbox(sandbox::create(kit, pod, attempt).await) });
+                self.begin(Work::Sandbox, async move { Done::Sandbox(sandbox::create(kit, pod, attempt).await) });
             }
             Action::StopSandbox { id } => {
                 self.observed.busy.sandbox = true;
                 let kit = self.kit.clone();
-                self.operations.spawn(async move {
+                self.begin(Work::Sandbox, async move {
                     Done::SandboxStopped(slow_on_error(kit.runtime.stop_sandbox(&id).await).await)
                 });
             }
@@ -41,13 +51,15 @@ impl Worker {
             Action::CancelStarts => self.cancel.cancel(),
             Action::Fail(failed) => {
                 self.kit.recorder.pod(&self.pod, None, Severity::Normal, &failed.reason, failed.message.clone());
+                self.told.fail(&failed);
                 self.observed.failed = Some(failed);
             }
             Action::Release => {
                 self.observed.busy.releasing = true;
                 let (kit, pod) = (self.kit.clone(), self.pod.clone());
-                self.operations
-                    .spawn(async move { Done::Released(slow_on_error(release::resources(kit, pod).await).await) });
+                self.begin(Work::Release, async move {
+                    Done::Released(slow_on_error(release::resources(kit, pod).await).await)
+                });
             }
             Action::Finish => self.finish(),
             Action::Wake { at } => self.wake_at(at),
@@ -57,7 +69,7 @@ impl Worker {
     fn prepare_volumes(&mut self) {
         self.observed.busy.volumes = true;
         let (kit, pod, cancel) = (self.kit.clone(), self.pod.clone(), self.cancel.clone());
-        self.operations.spawn(async move {
+        self.begin(Work::Volumes, async move {
             let dir = kit.host.pod_dir(&pod.uid);
             let sources = kit.sources(Vec::new());
             tokio::select! {
@@ -69,17 +81,29 @@ impl Worker {
 
     /// Brings volumes that stand up to date.
     pub(super) fn refresh_volumes(&mut self) {
-        if !self.observed.busy.volumes && crate::sync::ending(&self.pod, &self.observed).is_none() {
-            self.prepared.refresh_at = None;
-            self.prepare_volumes();
+        if crate::sync::ending(&self.pod, &self.observed).is_some() {
+            return;
         }
+        if self.observed.busy.volumes {
+            // What is being written may have been read before the change.
+            self.refresh_again = true;
+            return;
+        }
+        self.prepared.refresh_at = None;
+        self.prepare_volumes();
     }
 
     fn start_container(&mut self, name: String, attempt: u32, now: Timestamp) {
         let Some(sandbox) = self.observed.sandbox().cloned() else { return };
-        if self.observed.newest(&name).is_some_and(|c| c.exit().is_some()) {
-            let pause = Backoff::next(self.observed.restarts.get(&name).copied(), now);
-            self.observed.restarts.insert(name.clone(), pause);
+        if let Some(last) = self.observed.newest(&name).filter(|c| c.exit().is_some()) {
+            let hash = self.pod.member(&name).map_or("", |m| m.hash.as_str());
+            if last.hash.is_empty() || last.hash == hash {
+                let pause = Backoff::next(self.observed.restarts.get(&name).copied(), now);
+                self.observed.restarts.insert(name.clone(), pause);
+            } else {
+                // Another image has not crashed yet.
+                self.observed.restarts.remove(&name);
+            }
         }
         self.observed.busy.starting.insert(name.clone());
         let ephemeral = self.pod.spec.ephemeral_containers.iter().flatten().find(|c| c.name == name);
@@ -95,7 +119,7 @@ impl Worker {
             target,
             cancel: self.cancel.clone(),
         };
-        self.operations.spawn(async move { Done::Started { name, result: start.run().await } });
+        self.begin(Work::Start(name.clone()), async move { Done::Started { name, result: start.run().await } });
     }
 
     fn kill_container(&mut self, id: &str, grace_seconds: i64, why: Kill, now: Timestamp) {
@@ -112,7 +136,9 @@ impl Worker {
             again,
         };
         let id = id.to_owned();
-        self.operations.spawn(async move { Done::Killed { id, result: slow_on_error(stop.run().await).await } });
+        self.begin(Work::Kill(id.clone()), async move {
+            Done::Killed { id, result: slow_on_error(stop.run().await).await }
+        });
     }
 
     pub(super) fn remove_container(&mut self, id: &str) {
@@ -124,7 +150,7 @@ impl Worker {
             .iter()
             .find(|c| c.id == id)
             .map(|c| self.kit.host.log_dir(&self.pod).join(crate::container_config::log_path(&c.name, c.attempt)));
-        self.operations.spawn(async move {
+        self.begin(Work::Kill(id.clone()), async move {
             let result = slow_on_error(kit.runtime.remove_container(&id).await).await;
             if let Some(log) = log {
                 // A log that never was, or that the runtime has removed, is no problem.
@@ -137,8 +163,9 @@ impl Worker {
     pub(super) fn remove_sandbox(&mut self, id: String) {
         self.observed.busy.sandbox = true;
         let kit = self.kit.clone();
-        self.operations
-            .spawn(async move { Done::SandboxStopped(slow_on_error(kit.runtime.remove_sandbox(&id).await).await) });
+        self.begin(Work::Sandbox, async move {
+            Done::SandboxStopped(slow_on_error(kit.runtime.remove_sandbox(&id).await).await)
+        });
     }
 
     /// First the API object goes, with its last status written; then, once it is gone, what is left here.
@@ -148,7 +175,7 @@ impl Worker {
             let (kit, pod) = (self.kit.clone(), self.pod.clone());
             let sandboxes = self.observed.sandboxes.clone();
             let containers: Vec<String> = self.observed.containers.iter().map(|c| c.id.clone()).collect();
-            self.operations.spawn(async move {
+            self.begin(Work::Release, async move {
                 Done::Cleared(slow_on_error(release::remains(&kit, &pod, &sandboxes, &containers).await).await)
             });
             return;
@@ -158,7 +185,7 @@ impl Worker {
         }
         self.observed.busy.releasing = true;
         let (kit, pod) = (self.kit.clone(), self.pod.clone());
-        self.operations.spawn(async move {
+        self.begin(Work::Release, async move {
             let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(kit.client.clone(), &pod.key.namespace);
             let preconditions = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
             let parameters =

@@ -8,7 +8,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Map, Value, json};
 
 use super::Worker;
-use super::done::Done;
+use super::done::{Done, Work};
 use crate::events::Severity;
 use crate::pod::{LocalPod, Source};
 use crate::status::{DISRUPTION, DISRUPTION_REASON};
@@ -73,7 +73,7 @@ impl Worker {
         if self.sent.writing || self.sent.status.as_ref() == Some(&self.status) {
             return;
         }
-        if let Some(at) = self.sent.retry_at.filter(|at| *at > now) {
+        if let Some(at) = self.sent.retry_at.filter(|at| !crate::sync::backoff::is_over(*at, now)) {
             self.wake_at(at);
             return;
         }
@@ -81,7 +81,7 @@ impl Worker {
         let body = json!({"metadata": {"uid": uid}, "status": change(self.sent.status.as_ref(), &self.status)});
         let api: Api<Pod> = Api::namespaced(self.kit.client.clone(), &self.pod.key.namespace);
         let (name, status) = (self.pod.key.name.clone(), Box::new(self.status.clone()));
-        self.operations.spawn(async move {
+        self.begin(Work::Write, async move {
             let result = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(body)).await;
             Done::Written { status, result: result.map(Box::new) }
         });
@@ -99,7 +99,7 @@ impl Worker {
             // Another pod has the name, or none: the watch will tell.
             Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => self.sent.status = Some(status),
             Err(error) => {
-                let pause = self.sent.pause.map_or(RETRY_FIRST, |p| (p * 2).min(RETRY_LAST));
+                let pause = self.sent.pause.map_or(RETRY_FIRST, |p| p.saturating_mul(2).min(RETRY_LAST));
                 tracing::warn!(pod = %self.pod.key, %error, ?pause, "status not written");
                 self.sent.pause = Some(pause);
                 self.sent.retry_at = Timestamp::now().checked_add(pause).ok();

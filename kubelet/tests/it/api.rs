@@ -22,6 +22,8 @@ struct World {
     down: bool,
     status_patches: usize,
     tokens: usize,
+    /// Requests about this object panic in the caller's own task.
+    panics_at: Option<String>,
 }
 
 #[derive(Clone)]
@@ -128,6 +130,8 @@ impl Api {
             }
             (Method::POST, None, _) => reply(201, &self.create(&collection, body)),
             (Method::PATCH, Some(name), sub) => {
+                let panics = self.world.lock().unwrap().panics_at.as_ref() == Some(&name);
+                assert!(!panics, "on purpose");
                 if sub == Some("status") && collection.ends_with("pods") {
                     self.world.lock().unwrap().status_patches += 1;
                 }
@@ -241,6 +245,17 @@ impl Api {
 
     pub(crate) fn set_down(&self, down: bool) {
         self.world.lock().unwrap().down = down;
+    }
+
+    pub(crate) fn panic_at(&self, name: Option<&str>) {
+        self.world.lock().unwrap().panics_at = name.map(str::to_owned);
+    }
+
+    /// Somebody else changes an object.
+    pub(crate) fn change(&self, collection: &str, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut object = self.find(collection, name).unwrap();
+        change(&mut object);
+        self.put(collection, name, object, "MODIFIED");
     }
 
     pub(crate) fn status_patches(&self) -> usize {

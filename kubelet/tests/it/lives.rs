@@ -246,6 +246,71 @@ async fn a_static_pod_has_a_mirror() {
     node.eventually("all gone", |n| mirror(n).is_none() && n.runtime.is_empty()).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_the_longest_grace_of_all_is_deleted() {
+    let node = Node::start().await;
+    let probe = json!({"exec": {"command": ["check"]}, "periodSeconds": i32::MAX, "timeoutSeconds": i32::MAX,
+        "failureThreshold": i32::MAX, "initialDelaySeconds": 0, "terminationGracePeriodSeconds": i64::MAX});
+    node.pod(json!({"terminationGracePeriodSeconds": i64::MAX, "activeDeadlineSeconds": i64::MAX, "containers": [
+        {"name": "c", "image": "busybox:1", "livenessProbe": probe,
+         "lifecycle": {"preStop": {"sleep": {"seconds": 0}}}}]}));
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    node.api.delete(PODS, "p", Some(i64::MAX));
+    node.eventually("gone", |n| n.api.get(PODS, "p").is_none() && n.runtime.is_empty()).await;
+    assert!(!node.api.event_reasons().contains(&"FailedSync".to_owned()), "{:?}", node.api.event_reasons());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_that_panics_is_its_pods_alone_and_is_not_tried_at_once() {
+    let node = Node::start().await;
+    node.api.panic_at(Some("p"));
+    node.pod(simple());
+    node.pod_named("q");
+    node.eventually("the other runs", |n| n.api.get(PODS, "q").is_some_and(|p| p["status"]["phase"] == "Running"))
+        .await;
+    node.eventually("told", |n| n.api.event_reasons().contains(&"FailedSync".to_owned())).await;
+    node.api.panic_at(None);
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    let falls = node.api.event_reasons().iter().filter(|r| *r == "FailedSync").count();
+    assert!(falls < 8, "{falls} falls");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_not_understood_leaves_the_others_alone() {
+    let mut node = Node::start().await;
+    node.pod(simple());
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    node.stop().await;
+    let terms =
+        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [null]}}});
+    node.api.change(PODS, "p", |pod| pod["spec"]["affinity"] = terms);
+    node.run();
+    node.pod_named("q");
+    node.eventually("the other runs", |n| n.api.get(PODS, "q").is_some_and(|p| p["status"]["phase"] == "Running"))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_map_that_changes_twice_at_once_is_shown_as_it_is_last() {
+    let node = Node::start().await;
+    const MAPS: &str = "api/v1/namespaces/default/configmaps";
+    node.api.create(MAPS, json!({"metadata": {"name": "m"}, "data": {"k": "0"}}));
+    let mut spec = simple();
+    spec["volumes"] = json!([{"name": "v", "configMap": {"name": "m"}},
+        {"name": "d", "downwardAPI": {"items": [{"path": "l", "fieldRef": {"fieldPath": "metadata.labels['x']"}}]}}]);
+    node.pod(spec);
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    let uid = node.api.get(PODS, "p").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let volumes = node.dir.path().join("data/pods").join(uid).join("volumes");
+    let read = |path: &str| std::fs::read_to_string(volumes.join(path)).unwrap_or_default();
+    for number in 1..=20 {
+        node.api.change(MAPS, "m", |map| map["data"]["k"] = json!(number.to_string()));
+    }
+    node.api.change(PODS, "p", |pod| pod["metadata"]["labels"] = json!({"x": "y"}));
+    node.eventually("the last of them", |_| read("kubernetes.io~configmap/v/k") == "20").await;
+    node.eventually("the label", |_| read("kubernetes.io~downward-api/d/l") == "y").await;
+}
+
 impl Node {
     fn pod_named(&self, name: &str) {
         let mut spec = simple();
