@@ -99,7 +99,7 @@ async fn write(cluster: &Cluster) -> Result<Vec<Figure>> {
         clients.push(connect(cluster).await?);
     }
     let started = Instant::now();
-    let writers = clients.into_iter().enumerate().map(|(number, client)| writer(client, number, started + WRITING));
+    let writers = clients.into_iter().enumerate().map(|(number, client)| writer(client, number, started));
     let latencies: Vec<f64> = futures::future::try_join_all(writers).await?.concat();
     let elapsed = started.elapsed().as_secs_f64();
     let count = f64::from(u32::try_from(latencies.len()).context("more writes than a u32 counts")?);
@@ -110,10 +110,10 @@ async fn write(cluster: &Cluster) -> Result<Vec<Figure>> {
     ])
 }
 
-async fn writer(client: Client, number: usize, until: Instant) -> Result<Vec<f64>> {
+async fn writer(client: Client, number: usize, started: Instant) -> Result<Vec<f64>> {
     let maps: Api<ConfigMap> = Api::default_namespaced(client);
     let mut latencies = Vec::new();
-    while Instant::now() < until {
+    while started.elapsed() < WRITING {
         let map = config_map(&format!("write-{number}-{}", latencies.len()))?;
         let started = Instant::now();
         maps.create(&PostParams::default(), &map).await.context("write")?;

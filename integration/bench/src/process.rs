@@ -66,12 +66,13 @@ pub(crate) fn milliseconds(duration: Duration) -> f64 {
 
 fn children_cpu() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
-    Ok(duration(usage.user_time()) + duration(usage.system_time()))
+    Ok(duration(usage.user_time()).saturating_add(duration(usage.system_time())))
 }
 
 fn duration(time: TimeVal) -> Duration {
     let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
-    Duration::from_secs(seconds) + Duration::from_micros(u64::try_from(time.tv_usec()).unwrap_or(0))
+    let rest = Duration::from_micros(u64::try_from(time.tv_usec()).unwrap_or(0));
+    Duration::from_secs(seconds).saturating_add(rest)
 }
 
 /// CPU time of a process since it began, in nanoseconds, with that of threads that have ended.

@@ -270,7 +270,7 @@ pub fn end(child: &mut Child) -> Result<()> {
 
 /// Looks until `look` has something, for `seconds` at most; what it said last otherwise.
 pub fn eventually<T>(seconds: u64, what: &str, mut look: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let deadline = Instant::now().checked_add(Duration::from_secs(seconds)).expect("a clock that is not near its end");
     loop {
         match look() {
             Ok(found) => return Ok(found),

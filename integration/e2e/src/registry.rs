@@ -96,7 +96,7 @@ impl Registry {
     }
 
     fn wait_until_it_listens(&mut self) -> Result<()> {
-        let deadline = Instant::now() + START_TIMEOUT;
+        let deadline = Instant::now().checked_add(START_TIMEOUT).expect("a clock that is not near its end");
         loop {
             if TcpStream::connect_timeout(&self.address, POLL).is_ok() {
                 return Ok(());

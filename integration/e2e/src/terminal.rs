@@ -83,7 +83,7 @@ impl Terminal {
 
     /// Waits until the text is shown; returns what was before it.
     pub fn expect(&mut self, text: &str) -> Result<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now().checked_add(PATIENCE).expect("a clock that is not near its end");
         loop {
             if let Some((before, after)) = self.shown.split_once(text) {
                 let found = (before.to_owned(), after.to_owned());
@@ -100,7 +100,7 @@ impl Terminal {
 
     /// Waits for the end: what was shown last, and the exit code.
     pub fn end(mut self) -> Result<(String, i32)> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now().checked_add(PATIENCE).expect("a clock that is not near its end");
         loop {
             match self.screen.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.shown.push_str(&String::from_utf8_lossy(&bytes)),

@@ -22,7 +22,7 @@ impl Report {
 
     pub(crate) fn step(&mut self, name: &str, detail: &str) {
         let now = Instant::now();
-        let line = step_line(name, detail, now - self.last, self.colour);
+        let line = step_line(name, detail, now.duration_since(self.last), self.colour);
         self.last = now;
         say(&line);
     }

@@ -121,7 +121,7 @@ impl Daemon {
 }
 
 fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now().checked_add(Duration::from_secs(20)).expect("a clock that is not near its end");
     loop {
         if let Some(value) = attempt() {
             return value;

@@ -83,7 +83,7 @@ struct Ended {
 
 /// Feeds and drains the pipes until both outputs end; `None` when the time is over.
 fn communicate(child: &mut Child, input: Vec<u8>, timeout: Duration) -> io::Result<Option<Ended>> {
-    let deadline = Instant::now() + timeout;
+    let began = Instant::now();
     let (send, receive) = mpsc::channel();
     let pipe_gone = || io::Error::other("the plugin's pipes were not opened");
     let mut stdin = child.stdin.take().ok_or_else(pipe_gone)?;
@@ -96,7 +96,7 @@ fn communicate(child: &mut Child, input: Vec<u8>, timeout: Duration) -> io::Resu
     thread::spawn(move || send.send((true, drain(stdout))));
     let mut ended = Ended { stdout: Vec::new(), stderr: Vec::new() };
     for _ in 0..2 {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = timeout.saturating_sub(began.elapsed());
         let Ok((is_stdout, bytes)) = receive.recv_timeout(left) else { return Ok(None) };
         if is_stdout {
             ended.stdout = bytes?;

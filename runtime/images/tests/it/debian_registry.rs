@@ -52,7 +52,7 @@ impl DebianRegistry {
             .spawn()
             .expect("docker-registry is installed (Debian package docker-registry)");
         let registry = Self { process, port, dir };
-        let deadline = Instant::now() + START_TIMEOUT;
+        let deadline = Instant::now().checked_add(START_TIMEOUT).expect("a clock that is not near its end");
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < deadline, "docker-registry does not listen");
             std::thread::yield_now();

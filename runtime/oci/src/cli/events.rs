@@ -47,35 +47,35 @@ fn watch(id: &ContainerId, cgroup: &Cgroup, process: &OwnedFd, interval: PollTim
     // A host without the memory controller has no such events; statistics it has all the same.
     let watch = cgroup.watch_oom().ok();
     let mut kills = cgroup.oom_kills().map_err(runtime_oci::Error::from)?;
-    let mut next = Instant::now() + duration(interval);
-    let mut uncounted_until: Option<Instant> = None;
+    let mut last = Instant::now();
+    let mut uncounted_since: Option<Instant> = None;
     loop {
-        let mut left = next.saturating_duration_since(Instant::now());
-        if uncounted_until.is_some() {
+        let mut left = duration(interval).saturating_sub(last.elapsed());
+        if uncounted_since.is_some() {
             left = left.min(LOOK_AGAIN);
         }
-        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let timeout = PollTimeout::try_from(left.saturating_add(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX);
         let (has_ended, has_event) = wait(process, watch.as_ref(), timeout)?;
         let now = Instant::now();
         if has_event {
-            uncounted_until = Some(now + KILL_TAKES_MAX);
+            uncounted_since = Some(now);
         }
-        if (has_ended || uncounted_until.is_some())
+        if (has_ended || uncounted_since.is_some())
             && let Some(counted) = watch.as_ref().and_then(|watch| watch.kills().ok().flatten())
         {
             for _ in kills..counted {
                 print(&format!("{{\"type\":\"oom\",\"id\":\"{id}\"}}\n"))?;
-                uncounted_until = None;
+                uncounted_since = None;
             }
             kills = kills.max(counted);
         }
-        uncounted_until = uncounted_until.filter(|until| now < *until);
+        uncounted_since = uncounted_since.filter(|since| now.duration_since(*since) < KILL_TAKES_MAX);
         if has_ended {
             return Ok(0);
         }
-        if next <= now {
+        if now.duration_since(last) >= duration(interval) {
             print_statistics(id, cgroup)?;
-            next = now + duration(interval);
+            last = now;
         }
     }
 }

@@ -134,7 +134,7 @@ fn unescape(text: &str) -> String {
 impl Bus {
     pub(super) fn open() -> Result<Self, Error> {
         let stream = Address::find()?.connect()?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now().checked_add(PATIENCE).expect("a clock that is not near its end");
         let mut bus = Self { stream, serial: 0, deadline, ended: Vec::new(), is_subscribed: false };
         bus.authenticate()?;
         bus.call(BUS, "Hello", "", &Writer::default())?;
@@ -203,7 +203,7 @@ impl Bus {
     }
 
     pub(super) fn call(&mut self, to: Object, member: &str, signature: &str, body: &Writer) -> Result<Incoming, Error> {
-        self.deadline = Instant::now() + PATIENCE;
+        self.deadline = Instant::now().checked_add(PATIENCE).expect("a clock that is not near its end");
         self.serial += 1;
         self.send(&message::call(self.serial, to, member, signature, body))?;
         loop {
@@ -248,7 +248,7 @@ impl Bus {
         self.subscribe()?;
         let reply = self.call(MANAGER, member, signature, body)?;
         let job = reply.reader().string().ok_or_else(|| said(format!("answers {member} without a job")))?;
-        self.deadline = Instant::now() + PATIENCE;
+        self.deadline = Instant::now().checked_add(PATIENCE).expect("a clock that is not near its end");
         loop {
             if let Some((_, result)) = self.ended.iter().find(|(ended, _)| *ended == job) {
                 return match result.as_str() {

@@ -84,7 +84,7 @@ impl Clock {
         let total =
             memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
         Self {
-            booted: UNIX_EPOCH + Duration::from_secs(booted),
+            booted: UNIX_EPOCH.checked_add(Duration::from_secs(booted)).unwrap_or(UNIX_EPOCH),
             now: SystemTime::now(),
             users: read("/etc/passwd"),
             memory_kib: total.unwrap_or(1),
@@ -151,7 +151,8 @@ impl Process {
     }
 
     fn started(&self, clock: &Clock) -> SystemTime {
-        clock.booted + Duration::from_millis(self.ticks(22) * 1000 / TICKS)
+        let since_boot = Duration::from_millis(self.ticks(22).saturating_mul(1000) / TICKS);
+        clock.booted.checked_add(since_boot).unwrap_or(clock.booted)
     }
 
     fn age_seconds(&self, clock: &Clock) -> u64 {
