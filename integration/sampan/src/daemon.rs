@@ -149,6 +149,12 @@ pub(crate) fn running(layout: &Layout) -> Result<Option<i32>, DaemonError> {
     }
 }
 
+/// Whether the daemon is what `sampan run` started, without a control plane.
+pub(crate) fn is_runtime_alone(pid: i32) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).any(|word| word == b"cri")
+}
+
 /// Who has the lock at this moment.
 fn holder(path: &Path) -> Result<Option<Holder>, DaemonError> {
     match Flock::lock(open_lock(path)?, FlockArg::LockSharedNonblock) {

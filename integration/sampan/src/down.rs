@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use runtime_cri_api::v1;
 use runtime_cri_api::v1::runtime_service_server::RuntimeService;
 use runtime_linux::cgroup::{Cgroup, Hierarchy};
+use runtime_linux::tree;
 use tonic::Request;
 
 use crate::daemon;
@@ -59,10 +60,15 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
     attempt("network removed", remove_network(&parts));
     attempt("mounts removed", unmount_below(layout));
     let proof = prove(layout, &parts.instance);
-    attempt("files removed", remove_files(layout, &parts.instance, args.purge));
+    attempt("contexts removed", remove_contexts(layout, &parts.instance));
+    attempt("files removed", remove_files(layout, args.purge));
     attempt("compared with before", proof);
     if !failures.is_empty() {
-        bail!("not everything could be taken away; `sampan down` may be run again:\n  {}", failures.join("\n  "));
+        bail!(
+            "not everything could be taken away; `{}` may be run again:\n  {}",
+            layout.command("down"),
+            failures.join("\n  ")
+        );
     }
     let kept =
         if args.purge { "" } else { "; the cluster's state stays for the next `up` (`down --purge` removes it)" };
@@ -188,8 +194,8 @@ fn prove(layout: &Layout, instance: &Instance) -> Result<String> {
     };
     let now = Inventory::take(layout, instance)?;
     let (ours, others) = now.since(&before, layout, instance);
-    for other in &others {
-        say(&format!("  new since `up`, but not ours: {other}"));
+    if !others.is_empty() {
+        say(&format!("  {} links, mounts or tables came since `up` that are not ours; they stay.", others.len()));
     }
     if ours.is_empty() {
         return Ok(format!("nothing is left: {}", now.counts()));
@@ -197,18 +203,29 @@ fn prove(layout: &Layout, instance: &Instance) -> Result<String> {
     bail!("left behind: {}", ours.join(", "))
 }
 
-fn remove_files(layout: &Layout, instance: &Instance, purge: bool) -> Result<String> {
+/// A context that leads nowhere only confuses; the next `up` merges it again.
+fn remove_contexts(layout: &Layout, instance: &Instance) -> Result<String> {
+    let failures = kubeconfig::forget(layout, &instance.name);
+    if failures.is_empty() {
+        return Ok(instance.name.clone());
+    }
+    let reasons: Vec<String> = failures.into_iter().map(|error| format!("{:#}", anyhow::Error::from(error))).collect();
+    bail!("{}; take the context {} out by hand", reasons.join("; "), instance.name)
+}
+
+/// What a person wrote stays: registries and static pods.
+const WRITTEN_BY_HAND: [&str; 2] = ["registries.d", "manifests"];
+
+fn remove_files(layout: &Layout, purge: bool) -> Result<String> {
     remove_dir(&layout.run)?;
     if !purge {
         return Ok(layout.run.display().to_string());
     }
-    if let Some(path) = kubeconfig::user_path() {
-        kubeconfig::remove_from(&path, &instance.name)?;
-    }
-    let mut removed = vec![layout.run.display().to_string()];
-    for directory in [&layout.data, &layout.config] {
-        remove_dir(directory)?;
-        removed.push(directory.display().to_string());
+    remove_dir(&layout.data)?;
+    let mut removed = vec![layout.run.display().to_string(), layout.data.display().to_string()];
+    match remove_config(&layout.config)? {
+        kept if kept.is_empty() => removed.push(layout.config.display().to_string()),
+        kept => removed.push(format!("{} but for your {}", layout.config.display(), kept.join(" and "))),
     }
     if let Some(root) = &layout.root {
         // Only if nothing else is in it: the person chose the directory.
@@ -217,11 +234,55 @@ fn remove_files(layout: &Layout, instance: &Instance, purge: bool) -> Result<Str
     Ok(removed.join(", "))
 }
 
-fn remove_dir(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", path.display()))
+/// Removes everything but what a person wrote; says what that is.
+fn remove_config(config: &Path) -> Result<Vec<&'static str>> {
+    let mut kept = Vec::new();
+    for name in WRITTEN_BY_HAND {
+        // Empty ones are those that `up` made.
+        match fs::remove_dir(config.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => kept.push(name),
+            _ => {}
         }
-        _ => Ok(()),
+    }
+    let entries = match fs::read_dir(config) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(kept),
+        Err(error) => return Err(error).with_context(|| format!("list {}", config.display())),
+    };
+    for entry in entries {
+        let name = entry.with_context(|| format!("list {}", config.display()))?.file_name();
+        if !kept.iter().any(|kept| name == *kept) {
+            remove_dir(&config.join(name))?;
+        }
+    }
+    if kept.is_empty() {
+        remove_dir(config)?;
+    }
+    Ok(kept)
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    tree::remove(path).with_context(|| format!("remove {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_purge_keeps_what_a_person_wrote() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("config");
+        for path in ["pki", "registries.d/example.org", "manifests"] {
+            fs::create_dir_all(config.join(path)).unwrap();
+        }
+        fs::write(config.join("instance.json"), "{}").unwrap();
+        assert_eq!(remove_config(&config).unwrap(), ["registries.d"]);
+        let left: Vec<_> = fs::read_dir(&config).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["registries.d"]);
+        fs::remove_dir(config.join("registries.d/example.org")).unwrap();
+        assert!(remove_config(&config).unwrap().is_empty());
+        assert!(!config.exists());
+        assert!(remove_config(&config).unwrap().is_empty());
     }
 }

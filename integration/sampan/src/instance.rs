@@ -4,8 +4,10 @@
 //! first `up`, and kept in `instance.json`, so that a second instance beside it never takes the same.
 
 use std::fs;
+use std::fs::Permissions;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -49,6 +51,19 @@ impl Layout {
             .map_or_else(|| "sampan".into(), |root| format!("sampan-{:04x}", fold(&root.to_string_lossy())))
     }
 
+    /// A command line of this program for this instance, to be shown and typed: `sampan status`, `sampan --root DIR status`.
+    pub(crate) fn command(&self, rest: &str) -> String {
+        match &self.root {
+            None => format!("sampan {rest}"),
+            Some(root) => {
+                let root = root.to_string_lossy();
+                let is_plain = root.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+:@%".contains(&byte));
+                let quoted = if is_plain { root.into_owned() } else { format!("'{}'", root.replace('\'', r"'\''")) };
+                format!("sampan --root {quoted} {rest}")
+            }
+        }
+    }
+
     pub(crate) fn record(&self) -> PathBuf {
         self.config.join("instance.json")
     }
@@ -70,11 +85,22 @@ impl Layout {
         self.data.join("logs/sampan.log")
     }
 
+    /// Makes the directories. Nobody but root gets below the three of them, also where an older version made them wider:
+    /// images have set-uid programs, the store has Secrets (CVE-2021-41103 was containerd's like it).
     pub(crate) fn create(&self) -> io::Result<()> {
-        for directory in [&self.data, &self.run, &self.config, &self.data.join("logs"), &self.config.join("manifests")]
-        {
-            fs::create_dir_all(directory)
-                .map_err(|error| io::Error::new(error.kind(), format!("create {}: {error}", directory.display())))?;
+        for (directory, is_root) in [
+            (&self.data, true),
+            (&self.run, true),
+            (&self.config, true),
+            (&self.data.join("logs"), false),
+            (&self.config.join("manifests"), false),
+        ] {
+            let failed =
+                |error: io::Error| io::Error::new(error.kind(), format!("create {}: {error}", directory.display()));
+            fs::create_dir_all(directory).map_err(failed)?;
+            if is_root {
+                fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(failed)?;
+            }
         }
         Ok(())
     }
@@ -182,6 +208,24 @@ impl Instance {
         let decided = Self::decide(layout, wishes)?;
         decided.save(layout)?;
         Ok(decided)
+    }
+
+    /// Takes back a first decision whose `up` failed: the next one decides anew. The store that it began goes too; it holds
+    /// nothing but the addresses decided on.
+    pub(crate) fn take_back(layout: &Layout) -> Result<(), InstanceError> {
+        for path in ["state.db", "state.db-wal", "state.db-shm"]
+            .map(|name| layout.data.join(name))
+            .into_iter()
+            .chain([layout.record()])
+        {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(InstanceError::Write { path, source: error });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn save(&self, layout: &Layout) -> Result<(), InstanceError> {
@@ -350,6 +394,16 @@ mod tests {
     }
 
     #[test]
+    fn only_root_gets_below_the_directories_also_where_they_were_wider() {
+        let (_directory, layout) = layout();
+        fs::set_permissions(&layout.data, Permissions::from_mode(0o755)).unwrap();
+        layout.create().unwrap();
+        for directory in [&layout.data, &layout.run, &layout.config] {
+            assert_eq!(fs::metadata(directory).unwrap().permissions().mode() & 0o7777, 0o700);
+        }
+    }
+
+    #[test]
     fn decided_once() {
         let (_directory, layout) = layout();
         let wishes = Wishes { node_name: Some("n1".into()), ..Wishes::default() };
@@ -375,6 +429,28 @@ mod tests {
         assert_eq!(loaded.dns_ip(), Ipv4Addr::new(10, 43, 0, 10));
         fs::write(layout.record(), record.replace("\"version\":1", "\"version\":2")).unwrap();
         assert!(Instance::load(&layout).unwrap_err().to_string().contains("has version 2"));
+    }
+
+    #[test]
+    fn hints_name_the_root_that_was_given() {
+        let check = |root: Option<&str>, expect: &str| {
+            assert_eq!(Layout::new(root.map(PathBuf::from)).unwrap().command("status"), expect);
+        };
+        check(None, "sampan status");
+        check(Some("/srv/one"), "sampan --root /srv/one status");
+        check(Some("/srv/it's one"), r"sampan --root '/srv/it'\''s one' status");
+    }
+
+    #[test]
+    fn a_first_decision_that_failed_is_taken_back() {
+        let (_directory, layout) = layout();
+        let wishes = Wishes { node_name: Some("n1".into()), ..Wishes::default() };
+        Instance::load_or_decide(&layout, &wishes).unwrap();
+        fs::write(layout.data.join("state.db"), "").unwrap();
+        Instance::take_back(&layout).unwrap();
+        assert_eq!(Instance::load(&layout).unwrap(), None);
+        assert!(!layout.data.join("state.db").exists());
+        Instance::take_back(&layout).unwrap();
     }
 
     #[test]

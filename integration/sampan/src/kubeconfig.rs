@@ -1,17 +1,20 @@
 //! Kubeconfigs: the administrator's own file, and a context merged into the one that `kubectl` reads.
 //!
 //! A file that is merged into keeps everything that others put there: entries are replaced by name only, and the
-//! current context is changed only where none was set or ours was.
+//! current context is changed only where none was set or ours was. Each file that was merged into is remembered with the
+//! instance, so that `down` finds it whatever `$HOME`, `$KUBECONFIG` and the flags say by then.
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::instance::Instance;
+use crate::instance::{Instance, Layout};
 use crate::pki::Pki;
 
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +27,110 @@ pub(crate) enum KubeconfigError {
     Parse { path: PathBuf, why: String },
     #[error("encode a kubeconfig: {why}")]
     Encode { why: String },
+    #[error("{path} is locked by another program ({lock} is there; remove that file if nobody is writing)")]
+    Locked { path: PathBuf, lock: PathBuf },
+    #[error("lock {path}")]
+    Lock { path: PathBuf, source: io::Error },
+    #[error("{path} is no list of kubeconfigs; move it away, and take this instance's context out of them by hand")]
+    Remembered { path: PathBuf, source: serde_json::Error },
+    #[error("{path} has version {found}, this sampan knows up to {REMEMBERED_VERSION}")]
+    TooNew { path: PathBuf, found: u32 },
+}
+
+/// kubectl's own lock on a kubeconfig: who creates the file beside it may write (client-go, `clientcmd/config.go`).
+struct Lock {
+    path: PathBuf,
+}
+
+impl Lock {
+    fn take(config: &Path) -> Result<Self, KubeconfigError> {
+        let mut name = config.as_os_str().to_owned();
+        name.push(".lock");
+        let path = PathBuf::from(name);
+        let failed = |source| KubeconfigError::Lock { path: config.into(), source };
+        fs::create_dir_all(config.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(_) => Ok(Self { path }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(KubeconfigError::Locked { path: config.into(), lock: path })
+            }
+            Err(source) => Err(failed(source)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _gone_already = fs::remove_file(&self.path);
+    }
+}
+
+/// The version of `kubeconfigs.json` that this program writes.
+const REMEMBERED_VERSION: u32 = 1;
+
+/// The kubeconfigs that have this instance's context.
+#[derive(Debug, Default, Deserialize, Serialize)]
+struct Remembered {
+    version: u32,
+    paths: BTreeSet<PathBuf>,
+}
+
+fn remembered_path(layout: &Layout) -> PathBuf {
+    layout.config.join("kubeconfigs.json")
+}
+
+fn remembered(layout: &Layout) -> Result<Remembered, KubeconfigError> {
+    let path = remembered_path(layout);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Remembered::default()),
+        Err(source) => return Err(KubeconfigError::Read { path, source }),
+    };
+    let found: Remembered =
+        serde_json::from_slice(&text).map_err(|source| KubeconfigError::Remembered { path: path.clone(), source })?;
+    if found.version > REMEMBERED_VERSION {
+        return Err(KubeconfigError::TooNew { path, found: found.version });
+    }
+    Ok(found)
+}
+
+fn remember(layout: &Layout, paths: BTreeSet<PathBuf>) -> Result<(), KubeconfigError> {
+    let path = remembered_path(layout);
+    let text = serde_json::to_vec(&Remembered { version: REMEMBERED_VERSION, paths }).expect("paths encode");
+    crate::files::replace(&path, &text, 0o600).map_err(|source| KubeconfigError::Write { path, source })
+}
+
+/// Puts the instance's context into the file at `path`, and remembers that.
+pub(crate) fn merge_and_remember(layout: &Layout, path: &Path, config: &Value) -> Result<(), KubeconfigError> {
+    let absolute = std::path::absolute(path).map_err(|source| KubeconfigError::Read { path: path.into(), source })?;
+    let mut paths = remembered(layout)?.paths;
+    // First: a merge that nobody knows of would stay for ever.
+    if paths.insert(absolute.clone()) {
+        remember(layout, paths)?;
+    }
+    merge_into(&absolute, config)
+}
+
+/// Takes the instance's context out of every file that has it. What cannot be changed is returned, stays remembered, and keeps
+/// nobody from going on.
+pub(crate) fn forget(layout: &Layout, name: &str) -> Vec<KubeconfigError> {
+    let known = match remembered(layout) {
+        Ok(known) => known.paths,
+        Err(error) => return vec![error],
+    };
+    let (mut kept, mut failures) = (BTreeSet::new(), Vec::new());
+    for path in &known {
+        if let Err(error) = remove_from(path, name) {
+            kept.insert(path.clone());
+            failures.push(error);
+        }
+    }
+    if kept != known
+        && let Err(error) = remember(layout, kept)
+    {
+        failures.push(error);
+    }
+    failures
 }
 
 /// The file that stock kubectl would change: the first of `$KUBECONFIG`, else `~/.kube/config`.
@@ -72,14 +179,19 @@ pub(crate) fn to_yaml(config: &Value) -> Result<String, KubeconfigError> {
 }
 
 /// Puts `config`'s entries into the file at `path`; makes the file where there is none.
-pub(crate) fn merge_into(path: &Path, config: &Value) -> Result<(), KubeconfigError> {
+fn merge_into(path: &Path, config: &Value) -> Result<(), KubeconfigError> {
+    let _lock = Lock::take(path)?;
     let kept = load(path)?;
     let merged = merge(kept.clone(), config);
     if merged == kept { Ok(()) } else { write(path, &Value::Object(merged)) }
 }
 
 /// Takes the entries called `name` out of the file at `path`, if it is there.
-pub(crate) fn remove_from(path: &Path, name: &str) -> Result<(), KubeconfigError> {
+fn remove_from(path: &Path, name: &str) -> Result<(), KubeconfigError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let _lock = Lock::take(path)?;
     let kept = load(path)?;
     let rest = without(kept.clone(), name);
     if rest == kept { Ok(()) } else { write(path, &Value::Object(rest)) }
@@ -181,6 +293,48 @@ mod tests {
         let merged = merge(kept, &ours());
         assert_eq!(merged["contexts"][0]["context"]["namespace"], "dev");
         assert_eq!(merged["current-context"], "sampan");
+    }
+
+    #[test]
+    fn what_was_merged_into_is_found_again_wherever_it_lies() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(directory.path().join("root"))).unwrap();
+        layout.create().unwrap();
+        let (one, two) = (directory.path().join("one"), directory.path().join("two"));
+        merge_and_remember(&layout, &one, &ours()).unwrap();
+        merge_and_remember(&layout, &two, &ours()).unwrap();
+        // Root reads everything; what root cannot read either is no kubeconfig.
+        fs::write(&two, "clusters: [").unwrap();
+        assert!(matches!(forget(&layout, "sampan").as_slice(), [KubeconfigError::Parse { path, .. }] if *path == two));
+        assert_eq!(load(&one).unwrap()["users"], json!([]));
+        assert_eq!(remembered(&layout).unwrap().paths, [two.clone()].into());
+        fs::remove_file(&two).unwrap();
+        assert!(forget(&layout, "sampan").is_empty());
+        assert!(remembered(&layout).unwrap().paths.is_empty());
+    }
+
+    #[test]
+    fn kubectls_lock_is_respected_and_let_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config");
+        let lock = directory.path().join("config.lock");
+        fs::write(&lock, "").unwrap();
+        assert!(matches!(merge_into(&path, &ours()), Err(KubeconfigError::Locked { .. })));
+        assert!(lock.exists() && !path.exists());
+        fs::remove_file(&lock).unwrap();
+        merge_into(&path, &ours()).unwrap();
+        assert!(!lock.exists() && path.exists());
+    }
+
+    #[test]
+    fn reads_the_first_version_of_what_is_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(directory.path().into())).unwrap();
+        layout.create().unwrap();
+        fs::write(remembered_path(&layout), r#"{"version":1,"paths":["/root/.kube/config"]}"#).unwrap();
+        assert_eq!(remembered(&layout).unwrap().paths, [PathBuf::from("/root/.kube/config")].into());
+        fs::write(remembered_path(&layout), r#"{"version":2,"paths":[]}"#).unwrap();
+        assert!(matches!(remembered(&layout), Err(KubeconfigError::TooNew { found: 2, .. })));
     }
 
     #[test]

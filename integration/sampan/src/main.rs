@@ -3,6 +3,7 @@
 //! Reads what was typed, and calls the module that means it. Standard output is data, standard error is talk.
 
 mod bare;
+mod bare_removal;
 mod cidr;
 mod daemon;
 mod down;
@@ -73,6 +74,8 @@ struct NodeArgs {
 }
 
 fn main() -> ExitCode {
+    // What is made here is root's alone; whoever makes something for others says its mode.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let cli = Cli::parse();
     match run(cli) {
         Ok(code) => code,

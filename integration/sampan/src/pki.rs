@@ -1,7 +1,9 @@
 //! The cluster's certificates: one authority, and a leaf for each who speaks TLS.
 //!
-//! `ensure` makes what is missing and renews a leaf that ends within a month or that no longer names all of the
-//! instance's addresses; the authority and the service accounts' key are made once. Keys are P-256 and readable by root
+//! `ensure` makes what is missing and renews a leaf that ends within a month, that is not valid yet (it was made while the
+//! clock was ahead) or that no longer names all of the instance's addresses. The authority's key and the service accounts'
+//! key are made once; the authority's certificate is made again for the same key when the clock says that it is not valid,
+//! so that what it signed stays good. Keys are P-256 and readable by root
 //! only. Names follow the upstream conventions (kubernetes.io, "PKI certificates and requirements"), since RBAC and the
 //! node authorizer read them: `system:masters`, `system:nodes`.
 
@@ -125,9 +127,18 @@ impl Pki {
 
     fn ensure_authority(&self, instance: &Instance, now: SystemTime) -> Result<Issuer<'static, KeyPair>, PkiError> {
         let Pair { certificate, key } = &self.authority;
-        if !certificate.exists() {
+        if certificate.exists() && validity(certificate).is_none() {
+            return Err(PkiError::Unusable { path: certificate.clone() });
+        }
+        if !is_valid(certificate, now) {
             let failed = |source| PkiError::Make { name: "ca".into(), source };
-            let pair = KeyPair::generate().map_err(failed)?;
+            let pair = match fs::read_to_string(key) {
+                Ok(text) => KeyPair::from_pem(&text).map_err(|_| PkiError::Unusable { path: key.clone() })?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !certificate.exists() => {
+                    KeyPair::generate().map_err(failed)?
+                }
+                Err(source) => return Err(PkiError::Read { path: key.clone(), source }),
+            };
             let mut params = CertificateParams::new(Vec::new()).map_err(failed)?;
             params.distinguished_name = name(&format!("{}-ca", instance.name), None);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -190,19 +201,48 @@ fn name(common_name: &str, organization: Option<&str>) -> DistinguishedName {
 
 /// From a day ago, for clients whose clock is behind.
 fn set_lifetime(params: &mut CertificateParams, now: SystemTime, lifetime: Duration) {
-    params.not_before = (now - DAY).into();
-    params.not_after = (now + lifetime).into();
+    params.not_before = now.checked_sub(DAY).unwrap_or(UNIX_EPOCH).into();
+    params.not_after = now.checked_add(lifetime).unwrap_or(now).into();
 }
 
-/// A missing, unreadable, ending or differently named certificate is made anew; so is one whose key is gone.
+/// Whether a certificate can be read and its time has come and not passed at `now`.
+fn is_valid(certificate: &Path, now: SystemTime) -> bool {
+    let now = unix_seconds(now);
+    validity(certificate).is_some_and(|(from, to)| from <= now && now < to)
+}
+
+/// From when to when a certificate is valid, in seconds since 1970; `None` for what is no certificate.
+fn validity(certificate: &Path) -> Option<(i64, i64)> {
+    let text = fs::read(certificate).ok()?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&text).ok()?;
+    let validity = pem.parse_x509().ok()?.validity().clone();
+    Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
+/// What of an instance's certificates no client takes at `now`: each file's name.
+pub(crate) fn invalid(layout: &Layout, now: SystemTime) -> Vec<PathBuf> {
+    let pki = Pki::paths(layout);
+    [&pki.authority, &pki.apiserver, &pki.apiserver_kubelet_client, &pki.kubelet, &pki.kubelet_client, &pki.admin]
+        .into_iter()
+        .map(|pair| pair.certificate.clone())
+        .filter(|certificate| certificate.exists() && !is_valid(certificate, now))
+        .collect()
+}
+
+fn unix_seconds(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// A missing, unreadable, future, ending or differently named certificate is made anew; so is one whose key is gone.
 fn needs_making(pair: &Pair, names: &[String], now: SystemTime) -> bool {
     let Ok(text) = fs::read(&pair.certificate) else { return true };
     let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&text) else { return true };
     let Ok(certificate) = pem.parse_x509() else { return true };
-    let renew_at = (now + RENEW_BEFORE).duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let ends_at = certificate.validity().not_after.timestamp();
+    let renew_at = now.checked_add(RENEW_BEFORE).map_or(i64::MAX, unix_seconds);
+    let validity = certificate.validity();
     !pair.key.exists()
-        || ends_at < i64::try_from(renew_at).unwrap_or(i64::MAX)
+        || validity.not_before.timestamp() > unix_seconds(now)
+        || validity.not_after.timestamp() < renew_at
         || alternative_names(&certificate) != sorted(names)
 }
 
@@ -263,11 +303,34 @@ mod tests {
             (fs::read(&pki.authority.certificate).unwrap(), fs::read(&pki.admin.certificate).unwrap());
         Pki::ensure(&layout, &instance, now).unwrap();
         assert_eq!(fs::read(&pki.admin.certificate).unwrap(), leaf, "nothing is due");
-        Pki::ensure(&layout, &instance, now + LEAF_LIFETIME - DAY).unwrap();
+        Pki::ensure(&layout, &instance, now.checked_add(LEAF_LIFETIME).and_then(|end| end.checked_sub(DAY)).unwrap())
+            .unwrap();
         assert_ne!(fs::read(&pki.admin.certificate).unwrap(), leaf, "due within a month");
         assert_eq!(fs::read(&pki.authority.certificate).unwrap(), authority, "the authority stays");
         let mode = fs::metadata(&pki.authority.key).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_was_made_while_the_clock_was_ahead_is_made_again_for_the_same_authority() {
+        let (_directory, layout, instance) = fixture();
+        let now = SystemTime::now();
+        let ahead = now.checked_add(AUTHORITY_LIFETIME.saturating_mul(2)).unwrap();
+        let pki = Pki::ensure(&layout, &instance, ahead).unwrap();
+        assert_eq!(invalid(&layout, now).len(), 6);
+        let key = fs::read(&pki.authority.key).unwrap();
+        Pki::ensure(&layout, &instance, now).unwrap();
+        assert_eq!(invalid(&layout, now), Vec::<PathBuf>::new());
+        assert_eq!(fs::read(&pki.authority.key).unwrap(), key, "what it signed stays good");
+    }
+
+    #[test]
+    fn an_authority_that_is_none_is_left_to_its_owner() {
+        let (_directory, layout, instance) = fixture();
+        let pki = Pki::ensure(&layout, &instance, SystemTime::now()).unwrap();
+        fs::write(&pki.authority.certificate, "not PEM").unwrap();
+        let error = Pki::ensure(&layout, &instance, SystemTime::now()).unwrap_err();
+        assert!(matches!(error, PkiError::Unusable { .. }), "{error}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::node::{Tell, address, join_own_cgroup};
 use crate::parts::Parts;
 use crate::pki::Pki;
 use crate::programs::Programs;
-use crate::{endpoint, image_door};
+use crate::{bare_removal, endpoint, image_door};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -35,12 +35,17 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let store = config.images.clone();
+    let cri_socket = config.socket.clone();
     let opened =
         tokio::task::spawn_blocking(move || runtime_images::Images::open(store)).await.map_err(Error::Panicked)?;
     let images = opened.map_err(Error::Images)?;
     let door = image_door::serve(image_socket, images.clone(), shutdown.clone());
     let cri = runtime_cri::run_with_images(config, images, shutdown.clone());
-    tokio::try_join!(async { door.await.map_err(Error::from) }, async { cri.await.map_err(Error::from) })?;
+    let removals = bare_removal::run(cri_socket, shutdown);
+    tokio::try_join!(async { door.await.map_err(Error::from) }, async { cri.await.map_err(Error::from) }, async {
+        removals.await;
+        Ok(())
+    })?;
     Ok(())
 }
 

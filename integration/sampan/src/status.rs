@@ -1,14 +1,18 @@
 //! `sampan status`: one look at an instance, for a person or as JSON.
 
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use runtime_cri_api::v1;
+use runtime_linux::cgroup::{Cgroup, Hierarchy};
 use serde_json::{Value, json};
 
 use crate::daemon;
 use crate::endpoint;
+use crate::host;
 use crate::instance::{Instance, Layout};
+use crate::pki;
 use crate::report::print;
 
 #[derive(Debug, clap::Args)]
@@ -26,17 +30,24 @@ enum Output {
 
 /// 0: up. 3: not running, as service managers say it.
 pub(crate) fn run(layout: &Layout, args: &Args) -> Result<ExitCode> {
+    host::require_root()?;
     let Some(instance) = Instance::load(layout)? else {
-        print("never brought up here: `sampan up` starts it\n").context("write to standard output")?;
+        print(&format!("never brought up here: `{}` starts it\n", layout.command("up")))
+            .context("write to standard output")?;
         return Ok(ExitCode::from(3));
     };
     let pid = daemon::running(layout)?;
+    let is_runtime_alone = pid.is_some_and(daemon::is_runtime_alone);
+    let invalid_certificates = if is_runtime_alone { Vec::new() } else { pki::invalid(layout, SystemTime::now()) };
     let pods = pid.and_then(|_| count_pods(layout).ok());
     let facts = json!({
         "running": pid.is_some(),
         "pid": pid,
+        "parts": pid.map(|_| if is_runtime_alone { "runtime" } else { "all" }),
+        "podsLeft": pid.is_none() && pods_left(&instance),
+        "invalidCertificates": invalid_certificates,
         "node": instance.node_name,
-        "server": instance.api_url(),
+        "server": (!is_runtime_alone).then(|| instance.api_url()),
         "podCIDR": instance.pod_cidr,
         "serviceCIDR": instance.service_cidr,
         "pods": pods,
@@ -46,21 +57,36 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<ExitCode> {
     });
     let text = match args.output {
         Output::Json => format!("{facts:#}\n"),
-        Output::Text => describe(&facts),
+        Output::Text => describe(layout, &facts),
     };
     print(&text).context("write to standard output")?;
     Ok(if pid.is_some() { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
-fn describe(facts: &Value) -> String {
+/// Whether something of a pod is left without a daemon: a killed daemon's containers go on.
+fn pods_left(instance: &Instance) -> bool {
+    let left = Hierarchy::detect()
+        .and_then(|hierarchy| Cgroup::new(&hierarchy, &instance.cgroup_root()))
+        .map(|cgroup| cgroup.exists() && !cgroup.pids_recursive().unwrap_or_default().is_empty());
+    left.unwrap_or(false)
+}
+
+fn describe(layout: &Layout, facts: &Value) -> String {
+    let (up, down) = (layout.command("up"), layout.command("down"));
     let state = match facts["pid"].as_i64() {
-        Some(pid) => format!("up (process {pid})"),
-        None => {
-            "down; pods that ran when the daemon ended still run. `sampan up` takes them over, `sampan down` ends them"
-                .into()
+        Some(pid) if facts["parts"] == "runtime" => {
+            format!("the container runtime alone is up (process {pid}); `{up}` makes it a cluster")
         }
+        Some(pid) => format!("up (process {pid})"),
+        None if facts["podsLeft"] == true => {
+            format!("down, and pods still run: `{up}` takes them over, `{down}` ends them")
+        }
+        None => format!("down; `{up}` starts it again"),
     };
     let mut lines = format!("sampan      {state}\n");
+    for certificate in facts["invalidCertificates"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        lines.push_str(&format!("not valid   {certificate} (at the time of this machine's clock)\n"));
+    }
     for (title, key) in [
         ("node", "node"),
         ("API server", "server"),
@@ -92,4 +118,28 @@ fn count_pods(layout: &Layout) -> Result<usize> {
         let listed = client.list_pod_sandbox(v1::ListPodSandboxRequest { filter: Some(filter) }).await?;
         Ok(listed.into_inner().items.len())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_is_told_as_it_is() {
+        let layout = Layout::new(Some("/srv/x".into())).unwrap();
+        let check = |facts: Value, expect: &str| {
+            let text = describe(&layout, &facts);
+            assert_eq!(text.lines().next(), Some(expect), "{facts}");
+        };
+        check(json!({"pid": 7, "parts": "all"}), "sampan      up (process 7)");
+        check(
+            json!({"pid": 7, "parts": "runtime"}),
+            "sampan      the container runtime alone is up (process 7); `sampan --root /srv/x up` makes it a cluster",
+        );
+        check(
+            json!({"pid": null, "podsLeft": true}),
+            "sampan      down, and pods still run: `sampan --root /srv/x up` takes them over, `sampan --root /srv/x down` ends them",
+        );
+        check(json!({"pid": null, "podsLeft": false}), "sampan      down; `sampan --root /srv/x up` starts it again");
+    }
 }

@@ -7,18 +7,19 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use runtime_cri_api::v1;
 
+use super::follow::{self, Signals};
 use super::session::{NAME_LABEL, Session, said};
 use super::stream::{self, Standard};
 use super::{NAMESPACE, image, remove};
-use crate::report::print;
+use crate::bare_removal;
+use crate::report::{failure, print, say};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Image by name, digest or id
-    image: String,
-    /// Command and arguments instead of the image's
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
+    /// Image by name, digest or id; what stands behind it is the command and its arguments instead of the image's
+    // One list, since everything behind the image is the container's, also what looks like a flag of ours.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["IMAGE", "COMMAND"])]
+    image_and_command: Vec<String>,
     /// Name of the container [default: made up]
     #[arg(long)]
     name: Option<String>,
@@ -81,12 +82,65 @@ enum Network {
     Host,
 }
 
-pub(super) async fn run(session: &Session, args: &Args) -> Result<ExitCode> {
-    if args.detach && args.tty {
-        // Nobody would ever see the terminal.
-        bail!("--tty shows a terminal and --detach hides it: leave one of them out");
+impl Args {
+    fn image(&self) -> Result<&str> {
+        match self.image_and_command.first().map(String::as_str) {
+            Some(flag) if flag.starts_with('-') => bail!("there is no option {flag}: `sampan run --help` lists them"),
+            Some(image) if !image.is_empty() => Ok(image),
+            _ => bail!("give an image"),
+        }
     }
-    let image = image::ensure(session, &args.image, args.pull).await?;
+
+    fn command(&self) -> &[String] {
+        self.image_and_command.get(1..).unwrap_or_default()
+    }
+}
+
+/// What scripts know from docker and podman (docker-run(1), "Exit Status"); any other code is the container's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// `run` itself failed.
+    Ours = 125,
+    /// The command is there and cannot be run.
+    NotExecutable = 126,
+    /// The command is not there.
+    NotFound = 127,
+}
+
+/// Tells of an error that kept the container from running, with the code that says whose it is.
+pub(super) fn failed(error: &anyhow::Error) -> ExitCode {
+    say(&failure(error));
+    ExitCode::from(whose(&format!("{error:#}")) as u8)
+}
+
+/// By the words that the runtime's error for `execve` ends with; only a container's start has them.
+fn whose(error: &str) -> Failure {
+    let error = error.to_ascii_lowercase();
+    if !error.contains("start the container") {
+        Failure::Ours
+    } else if error.contains("no such file or directory") || error.contains("not found") {
+        Failure::NotFound
+    } else if error.contains("permission denied")
+        || error.contains("exec format error")
+        || error.contains("is a directory")
+    {
+        Failure::NotExecutable
+    } else {
+        Failure::Ours
+    }
+}
+
+pub(super) async fn run(session: &Session, args: &Args) -> ExitCode {
+    match run_container(session, args).await {
+        Ok(code) => code,
+        Err(error) => failed(&error),
+    }
+}
+
+async fn run_container(session: &Session, args: &Args) -> Result<ExitCode> {
+    // From here on, so that a signal while the pod is made does not leave half of it.
+    let mut signals = Signals::catch()?;
+    let image = image::ensure(session, args.image()?, args.pull).await?;
     let name = args.name.clone().unwrap_or_else(make_up_name);
     if let Ok(taken) = session.find(&name).await {
         bail!(
@@ -100,7 +154,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<ExitCode> {
     let request = v1::RunPodSandboxRequest { config: Some(pod.clone()), runtime_handler: String::new() };
     let pod_sandbox_id =
         runtime.run_pod_sandbox(request).await.map_err(said).context("make the pod")?.into_inner().pod_sandbox_id;
-    let result = start(session, &pod_sandbox_id, pod, container, args).await;
+    let result = start(session, &pod_sandbox_id, pod, container, args, &mut signals).await;
     match result {
         Ok(Some(code)) => {
             if args.rm {
@@ -125,6 +179,7 @@ async fn start(
     pod_config: v1::PodSandboxConfig,
     container: v1::ContainerConfig,
     args: &Args,
+    signals: &mut Signals,
 ) -> Result<Option<i32>> {
     let mut runtime = session.runtime();
     let request = v1::CreateContainerRequest {
@@ -156,8 +211,7 @@ async fn start(
     // Connected before the start, so that not a byte is lost.
     let streams = stream::connect(&url, Standard { stdin: args.interactive, tty: args.tty }).await?;
     runtime.start_container(start).await.map_err(said).context("start the container")?;
-    streams.pump().await?;
-    Ok(Some(session.wait(&id).await?))
+    Ok(Some(follow::to_the_end(session, &id, streams, signals).await?))
 }
 
 fn pod_config(session: &Session, name: &str, args: &Args) -> Result<v1::PodSandboxConfig> {
@@ -187,7 +241,7 @@ fn pod_config(session: &Session, name: &str, args: &Args) -> Result<v1::PodSandb
         },
         log_directory: session.layout.data.join("logs/run").join(name).to_string_lossy().into_owned(),
         port_mappings: args.publish.iter().map(|text| port_mapping(text)).collect::<Result<_>>()?,
-        labels: labels(name),
+        labels: labels(name, args),
         linux: Some(v1::LinuxPodSandboxConfig {
             security_context: Some(security_context),
             ..v1::LinuxPodSandboxConfig::default()
@@ -196,10 +250,15 @@ fn pod_config(session: &Session, name: &str, args: &Args) -> Result<v1::PodSandb
     })
 }
 
-fn labels(name: &str) -> HashMap<String, String> {
-    [(NAME_LABEL, name), ("io.kubernetes.pod.namespace", NAMESPACE)]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
+fn labels(name: &str, args: &Args) -> HashMap<String, String> {
+    let mut labels = HashMap::from(
+        [(NAME_LABEL, name), ("io.kubernetes.pod.namespace", NAMESPACE)]
+            .map(|(key, value)| (key.to_owned(), value.to_owned())),
+    );
+    if args.rm {
+        labels.insert(bare_removal::LABEL.to_owned(), bare_removal::own_mark());
+    }
+    labels
 }
 
 fn container_config(name: &str, image: &str, args: &Args) -> Result<v1::ContainerConfig> {
@@ -222,15 +281,15 @@ fn container_config(name: &str, image: &str, args: &Args) -> Result<v1::Containe
         metadata: Some(v1::ContainerMetadata { name: name.into(), attempt: 0 }),
         image: Some(v1::ImageSpec {
             image: image.into(),
-            user_specified_image: args.image.clone(),
+            user_specified_image: args.image()?.to_owned(),
             ..v1::ImageSpec::default()
         }),
         command: args.entrypoint.iter().cloned().collect(),
-        args: args.command.clone(),
+        args: args.command().to_vec(),
         working_dir: args.workdir.clone().unwrap_or_default(),
         envs: args.env.iter().map(|text| variable(text)).collect(),
         mounts: args.volume.iter().map(|text| mount(text)).collect::<Result<_>>()?,
-        labels: labels(name),
+        labels: labels(name, args),
         log_path: format!("{name}.log"),
         stdin: args.interactive,
         stdin_once: args.interactive,
@@ -359,7 +418,45 @@ fn make_up_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn everything_behind_the_image_is_the_containers() {
+        let check = |line: &str, image: &str, command: &[&str], tty: bool| {
+            let words = ["run"].into_iter().chain(line.split(' '));
+            let args = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}")).args;
+            assert_eq!(
+                (args.image().unwrap(), args.command(), args.tty),
+                (image, command.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>().as_slice(), tty),
+                "{line}"
+            );
+        };
+        check("nginx -t", "nginx", &["-t"], false);
+        check("-t nginx", "nginx", &[], true);
+        check("redis --help", "redis", &["--help"], false);
+        check("--rm --name a busybox sh -c id --rm", "busybox", &["sh", "-c", "id", "--rm"], false);
+        check("-e A=1 busybox -- x", "busybox", &["--", "x"], false);
+        assert!(Line::try_parse_from(["run"]).is_err());
+        let unknown = Line::try_parse_from(["run", "--nonsense", "busybox"]).unwrap().args;
+        assert!(unknown.image().unwrap_err().to_string().contains("--nonsense"));
+    }
+
+    #[test]
+    fn exit_codes_say_whose_failure_it_is() {
+        let check = |error: &str, expect: Failure| assert_eq!(whose(error), expect, "{error}");
+        check("start the container: exec: No such file or directory (os error 2)", Failure::NotFound);
+        check("start the container: exec /etc: permission denied", Failure::NotExecutable);
+        check("start the container: out of memory", Failure::Ours);
+        check("pull busybox: not found", Failure::Ours);
+    }
 
     #[test]
     fn sizes() {

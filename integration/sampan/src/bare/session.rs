@@ -36,6 +36,14 @@ impl Session {
         Ok(Self { layout: layout.clone(), channel })
     }
 
+    /// Like [`Self::open`], but nothing is started for somebody who only looks: `None` where nothing was ever made.
+    pub(super) async fn look(layout: &Layout) -> Result<Option<Self>> {
+        if !layout.data.exists() && daemon::running(layout)?.is_none() {
+            return Ok(None);
+        }
+        Self::open(layout).await.map(Some)
+    }
+
     pub(super) fn runtime(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel.clone())
     }
