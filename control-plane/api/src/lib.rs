@@ -16,6 +16,9 @@ pub mod selector;
 
 pub mod schema;
 
+pub mod budget;
+pub mod read;
+
 pub mod convert;
 pub mod defaults;
 pub mod openapi;

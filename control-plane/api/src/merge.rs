@@ -1,7 +1,8 @@
-//! Pure merges of a change into an object: strategic merge patch and server-side apply.
+//! Pure merges of a change into an object: JSON patch and merge patch, strategic merge patch, and server-side apply.
 //!
-//! JSON patch and JSON merge patch know no schema and live with the server. Invariant: a conflict is a value.
+//! Invariants: a conflict is a value; nothing takes longer than its input times its logarithm.
 
 pub mod apply;
 pub mod field_set;
+pub mod json;
 pub mod strategic;

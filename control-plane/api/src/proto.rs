@@ -10,6 +10,7 @@ pub(crate) mod wire;
 use serde_json::Value;
 
 use crate::Object;
+use crate::budget;
 use crate::row::split_api_version;
 use crate::schema;
 
@@ -29,6 +30,8 @@ pub enum Error {
     Utf8 { of: String },
     #[error("the protobuf message nests deeper than {max} levels")]
     Depth { max: usize },
+    #[error("the body is too large: {0}")]
+    Budget(#[from] budget::Exceeded),
     #[error("no kind \"{kind}\" is registered for version \"{api_version}\"")]
     UnknownKind { api_version: String, kind: String },
     #[error("the embedded object is not valid JSON")]
@@ -48,6 +51,16 @@ pub fn is_protobuf(bytes: &[u8]) -> bool {
 ///
 /// The kind inside the envelope counts. Bodies that leave it out take `default_type` (apiVersion, kind).
 pub fn decode(bytes: &[u8], default_type: Option<(&str, &str)>) -> Result<Object, Error> {
+    let object = decode_at(bytes, default_type, 0)?;
+    budget::check_map(object.as_map())?;
+    Ok(object)
+}
+
+/// As [`decode`], for an object that lies this deep in another.
+fn decode_at(bytes: &[u8], default_type: Option<(&str, &str)>, depth: usize) -> Result<Object, Error> {
+    if depth > DEPTH_MAX {
+        return Err(Error::Depth { max: DEPTH_MAX });
+    }
     let body = bytes.strip_prefix(MAGIC).ok_or(Error::Magic)?;
     let envelope = decode::envelope(body)?;
     let (mut api_version, mut kind) = (envelope.api_version, envelope.kind);
@@ -60,11 +73,11 @@ pub fn decode(bytes: &[u8], default_type: Option<(&str, &str)>) -> Result<Object
         }
     }
     if envelope.content_type == "application/json" {
-        return serde_json::from_slice(&envelope.raw).map_err(Error::EmbeddedJson);
+        return serde_json::from_slice(envelope.raw).map_err(Error::EmbeddedJson);
     }
     let of = type_of(&api_version, &kind)?;
     let mut object = Object::new(&api_version, &kind);
-    decode::message(of, &envelope.raw, object.as_map_mut(), 0)?;
+    decode::message(of, envelope.raw, object.as_map_mut(), depth)?;
     object.set_type(&api_version, &kind);
     Ok(object)
 }
@@ -167,6 +180,24 @@ mod tests {
         assert!(matches!(encode(&object), Err(Error::UnknownKind { .. })));
         assert!(matches!(decode(b"{}", None), Err(Error::Magic)));
         assert!(matches!(decode(b"k8s\0\x0a\xff", None), Err(Error::Truncated)));
+    }
+
+    #[test]
+    fn objects_within_objects_are_no_way_around_the_depth() {
+        let mut bytes = encode::envelope("apps/v1", "ControllerRevision", b"");
+        for _ in 0..10_000 {
+            let (mut extension, mut raw) = (Vec::new(), Vec::new());
+            wire::put_bytes(&mut extension, 1, &bytes);
+            wire::put_bytes(&mut raw, 2, &extension);
+            bytes = encode::envelope("apps/v1", "ControllerRevision", &raw);
+        }
+        assert!(matches!(decode(&bytes, None), Err(Error::Depth { .. })));
+        let nested = format!("{}1{}", "[".repeat(126), "]".repeat(126));
+        let (mut extension, mut raw) = (Vec::new(), Vec::new());
+        wire::put_bytes(&mut extension, 1, nested.as_bytes());
+        wire::put_bytes(&mut raw, 2, &extension);
+        let bytes = encode::envelope("apps/v1", "ControllerRevision", &raw);
+        assert!(matches!(decode(&bytes, None), Err(Error::Budget(budget::Exceeded::Depth))));
     }
 
     proptest! {

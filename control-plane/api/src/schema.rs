@@ -6,6 +6,8 @@
 
 pub mod check;
 pub mod normal;
+#[cfg(test)]
+pub(crate) mod sample;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;

@@ -111,7 +111,8 @@ pub fn prepare_update(row: &Row, subresource: &str, new: &mut Object, old: &Obje
         _ => {}
     }
     if has_generation(row) {
-        let risen = i64::from(is_asked_change(row, new, old));
+        // A binding is the scheduler's answer, not a change of what was asked for.
+        let risen = i64::from(subresource != "binding" && is_asked_change(row, new, old));
         new.set_generation(old.generation().max(1) + risen);
     } else if let Some(generation) = old.metadata().and_then(|meta| meta.get("generation")) {
         let generation = generation.clone();
@@ -245,6 +246,16 @@ mod tests {
         prepare_update(row, "status", &mut status, &old);
         assert_eq!((status.i64_at(&["spec", "replicas"]), status.i64_at(&["status", "replicas"])), (Some(1), Some(2)));
         assert_eq!((status.generation(), status.label("a")), (3, None));
+    }
+
+    #[test]
+    fn a_binding_is_no_new_generation() {
+        let row = row("", "v1", "pods").unwrap();
+        let old = object(json!({"metadata": {"name": "p", "generation": 1}, "spec": {"containers": []}}));
+        let mut bound = old.clone();
+        bound.set(&["spec", "nodeName"], "n");
+        prepare_update(row, "binding", &mut bound, &old);
+        assert_eq!((bound.generation(), bound.str_at(&["spec", "nodeName"])), (1, Some("n")));
     }
 
     #[test]

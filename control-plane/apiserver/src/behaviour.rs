@@ -75,14 +75,34 @@ pub(crate) fn apply(call: &Call, live: &Object, intent: &Object, manager: &str, 
     let api_version = call.row.api_version();
     let subresource = call.path.subresource.as_str();
     let writer = Writer { manager, api_version: &api_version, subresource, now: call.now };
-    let applied = merge::apply::apply(of, live, intent, writer, strategy::ignored_fields(call.row, subresource), force);
+    let ignored = strategy::ignored_fields(call.row, subresource);
+    let complete = |object: &mut Object| defaults::apply(call.row, object);
+    let applied = merge::apply::apply(of, live, intent, writer, ignored, force, complete);
     Ok(applied.map_err(|error| match error {
         merge::apply::Error::Conflict(causes) => Status::apply_conflict(causes),
-        error => Status::bad_request(error.to_string()),
+        error => untyped(call, intent, &error.to_string()),
     })?)
 }
 
-pub(crate) fn strategic(of: &'static schema::Type, original: &Value, patch: &Value) -> Outcome<Value> {
+/// An intent that the schema cannot take: in upstream's words, which helm's and Flux's users know.
+pub(crate) fn untyped(call: &Call, intent: &Object, why: &str) -> Status {
+    let (namespace, name) = (&call.path.namespace, &call.path.name);
+    let (api_version, kind) = (intent.api_version(), intent.kind());
+    // Go writes the core group as nothing before the slash.
+    let group_version = if api_version.contains('/') { api_version.to_owned() } else { format!("/{api_version}") };
+    Status::bad_request(format!(
+        "failed to create typed patch object ({namespace}/{name}; {group_version}, Kind={kind}): {why}"
+    ))
+}
+
+/// Brings an object of the row, in the row's version, into its normal form.
+pub(crate) fn normalize(row: &Row, object: &mut Object) {
+    if let Some(of) = row_type(row) {
+        schema::normal::normalize(of, object);
+    }
+}
+
+pub(crate) fn strategic(of: &'static schema::Type, original: Value, patch: &Value) -> Outcome<Value> {
     let merged = merge::strategic::merge(of, original, patch);
     Ok(merged.map_err(|error| Status::bad_request(error.to_string()))?)
 }

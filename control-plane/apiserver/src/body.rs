@@ -1,7 +1,7 @@
 //! Bodies in and out: one type for every transport, one limit on what is read.
 
 use bytes::{Bytes, BytesMut};
-use control_plane_api::Status;
+use control_plane_api::{Status, budget::BODY_BYTES_MAX};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 
 use crate::status::Outcome;
@@ -9,9 +9,6 @@ use crate::status::Outcome;
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of every request and response inside the server.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
-
-/// The largest body that is read; a larger one is 413. As upstream.
-pub(crate) const BODY_BYTES_MAX: usize = 3 << 20;
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()

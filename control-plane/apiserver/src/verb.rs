@@ -1,5 +1,6 @@
 //! The verbs, generic over the row: which one a request means, and what they share.
 
+pub(crate) mod commit;
 pub(crate) mod decode;
 pub(crate) mod delete;
 pub(crate) mod delete_options;

@@ -1,6 +1,7 @@
 //! Server-side apply: merging an intent into an object, and keeping `managedFields` over every kind of write.
 //!
-//! `apply` merges, prunes what the manager gave up, and finds conflicts; `update` notes what any other write changed.
+//! `apply` merges, prunes what the manager gave up, completes and finds conflicts; `update` notes what any other write changed.
+//! A manager owns what it wrote, as it wrote it; whether something changed is judged in the normal form, with defaults.
 //! Invariant: a field that another manager owns changes only by force, and then ownership moves with it.
 
 mod compare;
@@ -13,7 +14,7 @@ use serde_json::Value;
 use self::compare::Comparison;
 pub use self::managers::{Entry, Managers, Operation};
 use super::field_set::FieldSet;
-use crate::schema::Type;
+use crate::schema::{Type, normal};
 use crate::{Cause, CauseType, Object};
 
 /// Who writes, where and when.
@@ -34,6 +35,8 @@ pub enum Error {
     DuplicateKey { path: String, key: String },
     #[error("{path}: element {index}: associative list with keys has an element that omits key field {key:?}")]
     MissingKey { path: String, index: usize, key: String },
+    #[error("{path}: element {index}: associative list may not have a null element")]
+    NullItem { path: String, index: usize },
     #[error("metadata.managedFields must be nil")]
     ManagedFields,
 }
@@ -65,7 +68,8 @@ fn strip(set: &mut FieldSet, ignored: &[&str]) {
 /// The object after `intent` was applied to `live`, managedFields included. `live` is an object of the kind without
 /// anything else when it does not exist yet.
 ///
-/// `ignored` names top-level fields that this request cannot set (`status`, say): they are neither merged nor owned.
+/// `ignored` names top-level fields that this request cannot set (`status`, say): they are neither merged nor owned. `complete`
+/// fills in the kind's defaults.
 pub fn apply(
     of: &'static Type,
     live: &Object,
@@ -73,6 +77,7 @@ pub fn apply(
     writer: Writer<'_>,
     ignored: &[&str],
     force: bool,
+    complete: impl Fn(&mut Object),
 ) -> Result<Object, Error> {
     if !intent.managed_fields().is_empty() {
         return Err(Error::ManagedFields);
@@ -95,14 +100,16 @@ pub fn apply(
         Some(last) => tree::prune(of, merged, &last.difference(&managers.owned()), &managers.owned()),
         None => merged,
     };
-    let mut changes = compare::compare(of, &live_value, &merged);
+    let mut result = Object::from_value(merged).unwrap_or_else(|_| live_object.clone());
+    normal::normalize(of, &mut result);
+    complete(&mut result);
+    let mut changes = compare::compare(of, &live_value, &result.to_value());
     changes.strip(ignored);
     let conflicts = managers.conflicts(writer, &changes);
     if !conflicts.is_empty() && !force {
         return Err(Error::Conflict(conflicts));
     }
     managers.take_from_others(writer, &changes);
-    let mut result = Object::from_value(merged).unwrap_or_else(|_| live_object.clone());
     result.set_managed_fields(managers.to_entries());
     Ok(result)
 }

@@ -14,14 +14,14 @@ use crate::schema::{Field, Kind, Type};
 
 /// `runtime.Unknown`.
 #[derive(Debug, Default)]
-pub(super) struct Envelope {
+pub(super) struct Envelope<'a> {
     pub(super) api_version: String,
     pub(super) kind: String,
-    pub(super) raw: Vec<u8>,
+    pub(super) raw: &'a [u8],
     pub(super) content_type: String,
 }
 
-pub(super) fn envelope(bytes: &[u8]) -> Result<Envelope, Error> {
+pub(super) fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, Error> {
     let mut envelope = Envelope::default();
     let mut reader = Reader::new(bytes);
     while let Some((number, payload)) = reader.next()? {
@@ -36,7 +36,7 @@ pub(super) fn envelope(bytes: &[u8]) -> Result<Envelope, Error> {
                     }
                 }
             }
-            (2, Payload::Bytes(bytes)) => envelope.raw = bytes.to_vec(),
+            (2, Payload::Bytes(bytes)) => envelope.raw = bytes,
             (4, Payload::Bytes(bytes)) => envelope.content_type = text(bytes, "contentType")?,
             _ => {}
         }
@@ -265,10 +265,7 @@ impl Place<'_> {
                 return Ok(None);
             }
             if super::is_protobuf(raw) {
-                if self.depth > DEPTH_MAX {
-                    return Err(Error::Depth { max: DEPTH_MAX });
-                }
-                return Ok(Some(super::decode(raw, None)?.into_value()));
+                return Ok(Some(super::decode_at(raw, None, self.depth + 1)?.into_value()));
             }
             return serde_json::from_slice(raw).map(Some).map_err(Error::EmbeddedJson);
         }

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use crate::budget;
+
 /// All requirements hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldSelector(Vec<FieldRequirement>);
@@ -20,6 +22,12 @@ pub struct FieldRequirement {
 pub enum Error {
     #[error("invalid selector: '{selector}'; can't understand '{part}'")]
     Term { selector: String, part: String },
+    #[error(
+        "a selector may have at most {} bytes and {} requirements",
+        budget::SELECTOR_BYTES_MAX,
+        budget::SELECTOR_TERMS_MAX
+    )]
+    TooLarge,
     #[error("invalid field selector: invalid escape sequence: {sequence}")]
     Escape { sequence: String },
     #[error("invalid field selector: unescaped character in value: {character}")]
@@ -29,6 +37,9 @@ pub enum Error {
 impl FieldSelector {
     pub fn parse(text: &str) -> Result<Self, Error> {
         let mut requirements = Vec::new();
+        if text.len() > budget::SELECTOR_BYTES_MAX {
+            return Err(Error::TooLarge);
+        }
         for part in split_unescaped(text) {
             if part.is_empty() {
                 continue;
@@ -41,6 +52,9 @@ impl FieldSelector {
             } else {
                 (true, rest.strip_prefix("==").or(rest.strip_prefix('=')).ok_or_else(term)?)
             };
+            if requirements.len() == budget::SELECTOR_TERMS_MAX {
+                return Err(Error::TooLarge);
+            }
             requirements.push(FieldRequirement { path: path.to_owned(), equal, value: unescape(value)? });
         }
         Ok(Self(requirements))

@@ -7,6 +7,7 @@ use std::fmt;
 use serde_json::Value;
 
 use crate::Object;
+use crate::budget;
 use crate::name;
 
 /// All requirements hold. The empty selector matches everything.
@@ -17,7 +18,7 @@ pub struct Selector(Vec<Requirement>);
 pub struct Requirement {
     pub key: String,
     pub operator: Operator,
-    /// Empty for Exists and DoesNotExist.
+    /// Sorted. Empty for Exists and DoesNotExist.
     pub values: Vec<String>,
 }
 
@@ -45,12 +46,18 @@ pub enum Error {
     Operator { operator: String },
     #[error("a label selector's {operator} must have {expected} values")]
     Values { operator: String, expected: &'static str },
+    #[error(
+        "a selector may have at most {} bytes and {} requirements",
+        budget::SELECTOR_BYTES_MAX,
+        budget::SELECTOR_TERMS_MAX
+    )]
+    TooLarge,
     #[error("a label selector must be an object with matchLabels and matchExpressions")]
     Shape,
 }
 
 impl Requirement {
-    pub fn new(key: &str, operator: Operator, values: Vec<String>) -> Result<Self, Error> {
+    pub fn new(key: &str, operator: Operator, mut values: Vec<String>) -> Result<Self, Error> {
         if let Some(why) = name::qualified(key).into_iter().next() {
             return Err(Error::Key { key: key.into(), why });
         }
@@ -64,11 +71,14 @@ impl Requirement {
         {
             return Err(Error::Values { operator: "Gt or Lt".into(), expected: "one integer among its" });
         }
+        // Sorted, so that a long list is looked through in a moment for each object.
+        values.sort_unstable();
+        values.dedup();
         Ok(Self { key: key.into(), operator, values })
     }
 
     pub fn matches(&self, value: Option<&str>) -> bool {
-        let within = |value: &str| self.values.iter().any(|one| one == value);
+        let within = |value: &str| self.values.binary_search_by(|one| one.as_str().cmp(value)).is_ok();
         let number = |text: &str| text.parse::<i64>().ok();
         let limit = || self.values.first().and_then(|text| number(text));
         match self.operator {
@@ -102,6 +112,9 @@ impl Selector {
 
     /// The text form, as in `?labelSelector=`.
     pub fn parse(text: &str) -> Result<Self, Error> {
+        if text.len() > budget::SELECTOR_BYTES_MAX {
+            return Err(Error::TooLarge);
+        }
         let tokens = tokenize(text);
         let mut parser = Parser { tokens: &tokens, position: 0 };
         let mut requirements = Vec::new();
@@ -110,6 +123,9 @@ impl Selector {
         }
         loop {
             requirements.push(parser.requirement()?);
+            if requirements.len() > budget::SELECTOR_TERMS_MAX {
+                return Err(Error::TooLarge);
+            }
             match parser.next() {
                 "" => break,
                 "," => {}

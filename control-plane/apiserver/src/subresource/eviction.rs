@@ -23,7 +23,7 @@ pub(super) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Res
         return Err(Status::bad_request("name in URL does not match name in Eviction object").into());
     }
     let text = |path: &[&str]| eviction.str_at(path).map(str::to_owned);
-    let options = DeleteOptions {
+    let mut options = DeleteOptions {
         grace_seconds: eviction.i64_at(&["deleteOptions", "gracePeriodSeconds"]),
         uid: text(&["deleteOptions", "preconditions", "uid"]),
         resource_version: text(&["deleteOptions", "preconditions", "resourceVersion"]),
@@ -32,21 +32,30 @@ pub(super) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Res
     };
     call.path.subresource.clear();
     let pod = call.read().await?.object();
+    // Before anything is taken from a budget or told to anybody.
+    delete::check_preconditions(&call, &pod, &options)?;
     let phase = pod.str_at(&["status", "phase"]).unwrap_or("");
     // A pod that does not run disrupts nothing, and one that is going already is not asked about again.
     if !matches!(phase, "Succeeded" | "Failed" | "Pending") && !pod.is_deleting() {
         ask_budget(&call, &pod, options.dry_run).await?;
     }
-    if !options.dry_run && !pod.is_deleting() {
-        mark(&call).await?;
-    }
-    delete::delete(&mut call, &options).await?;
+    // The budget has given its disruption: from here to the deletion nobody who hangs up may come in between.
+    let mut own = call.clone();
+    let gone = tokio::spawn(async move {
+        if !options.dry_run && !pod.is_deleting() {
+            let marked = mark(&own, options.resource_version.as_deref()).await?;
+            // The mark is a version of its own; it followed the one that was asked for.
+            options.resource_version = options.resource_version.map(|_| marked.resource_version().to_owned());
+        }
+        delete::delete(&mut own, &options).await
+    });
+    gone.await.map_err(|_| Status::internal("the eviction ended early"))??;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     respond::value(&call, StatusCode::CREATED, &status)
 }
 
 /// Tells in the pod's conditions why it goes, for Jobs and people that ask afterwards.
-async fn mark(call: &Call) -> Outcome<()> {
+async fn mark(call: &Call, wanted_version: Option<&str>) -> Outcome<Object> {
     let mut other = call.clone();
     "status".clone_into(&mut other.path.subresource);
     let now = control_plane_api::object::rfc3339(call.now);
@@ -56,12 +65,14 @@ async fn mark(call: &Call) -> Outcome<()> {
         conditions.push(json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
             "message": "Eviction API: evicting", "lastTransitionTime": now}));
         let mut next = live.clone();
-        next.metadata_mut().remove("resourceVersion");
+        match wanted_version {
+            Some(version) => next.metadata_mut().insert("resourceVersion".into(), version.into()),
+            None => next.metadata_mut().remove("resourceVersion"),
+        };
         next.set(&["status", "conditions"], conditions);
         Ok(next)
     };
-    write::change(&mut other, produce).await?;
-    Ok(())
+    write::change(&mut other, produce).await
 }
 
 /// Takes one disruption from the budget that covers the pod.

@@ -1,7 +1,7 @@
-//! A body becomes an object: JSON, YAML or protobuf, checked against the row's type as fieldValidation asks.
+//! A body becomes an object: JSON, YAML or protobuf, checked against the row's type as fieldValidation asks, in its normal form.
 
 use bytes::Bytes;
-use control_plane_api::{Object, Status, schema};
+use control_plane_api::{Object, Status, budget::Exceeded, read, schema};
 use http::Request;
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use crate::{
     behaviour,
     body::{self, Body},
     negotiate::{self, MediaType},
-    status::Outcome,
+    status::{Failure, Outcome},
     verb::Call,
 };
 
@@ -47,17 +47,18 @@ impl Sent {
 }
 
 pub(crate) fn json(bytes: &[u8]) -> Outcome<(Value, Vec<String>)> {
-    let value = serde_json::from_slice(bytes)
-        .map_err(|error| Status::bad_request(format!("the body is not valid JSON: {error}")))?;
-    Ok((value, schema::check::duplicate_fields(bytes)))
+    read::json(bytes).map_err(refused)
 }
 
 pub(crate) fn yaml(bytes: &[u8]) -> Outcome<(Value, Vec<String>)> {
-    let text =
-        std::str::from_utf8(bytes).map_err(|_| Status::bad_request("the body is not valid YAML: it is no UTF-8"))?;
-    let value =
-        serde_saphyr::from_str(text).map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
-    Ok((value, Vec::new()))
+    read::yaml(bytes).map_err(refused)
+}
+
+fn refused(error: read::Error) -> Failure {
+    match error {
+        read::Error::Budget(Exceeded::Values) => Status::too_large(error.to_string()).into(),
+        error => Status::bad_request(error.to_string()).into(),
+    }
 }
 
 impl Call {

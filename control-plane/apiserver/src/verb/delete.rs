@@ -10,11 +10,12 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::{
+    commit::Commit,
     decode::Sent,
     delete_options::{DeleteOptions, Propagation},
     respond::{self, ListMeta},
 };
-use crate::{admission, behaviour, body::Body, status::Outcome, verb::Call, wire};
+use crate::{admission, allocate::Claim, behaviour, body::Body, status::Outcome, verb::Call, wire};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
@@ -76,11 +77,14 @@ pub(crate) async fn delete(call: &mut Call, options: &DeleteOptions) -> Outcome<
         if options.dry_run {
             return Ok(next.map_or(Deleted::Gone(live), Deleted::Marked));
         }
-        let change = match &next {
-            Some(next) => Change::Put(wire::stored(&behaviour::to_storage(call.row, next.clone()))),
-            None => Change::Delete,
+        // What is marked was stored before: no limit keeps an object from going.
+        let (change, released) = match &next {
+            Some(next) => (Change::Put(wire::stored(&behaviour::to_storage(call.row, next.clone()))), None),
+            None => (Change::Delete, Some(live.clone())),
         };
-        match call.kernel.store.write(key.clone(), Precondition::At(cached.revision), change).await {
+        let (precondition, claim) = (Precondition::At(cached.revision), Claim::default());
+        let commit = Commit { row: call.row, key: key.clone(), precondition, change, claim, released };
+        match commit.run(&call.kernel).await {
             Ok(revision) => {
                 return Ok(match next {
                     Some(mut next) => {
@@ -88,7 +92,6 @@ pub(crate) async fn delete(call: &mut Call, options: &DeleteOptions) -> Outcome<
                         Deleted::Marked(next)
                     }
                     None => {
-                        call.kernel.allocators.release(call.row, &live);
                         let mut live = live;
                         live.set_resource_version(revision.0);
                         Deleted::Gone(live)
@@ -105,7 +108,7 @@ pub(crate) async fn delete(call: &mut Call, options: &DeleteOptions) -> Outcome<
     Err(Status::stale(call.row.group, call.row.resource, &call.path.name).into())
 }
 
-fn check_preconditions(call: &Call, live: &Object, options: &DeleteOptions) -> Outcome<()> {
+pub(crate) fn check_preconditions(call: &Call, live: &Object, options: &DeleteOptions) -> Outcome<()> {
     let refuse = |what: &str, wanted: &str, found: &str| {
         let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
         Err(Status::conflict(call.row.group, call.row.resource, live.name(), &why).into())

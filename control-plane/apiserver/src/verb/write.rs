@@ -7,20 +7,24 @@
 
 pub(crate) mod patch;
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use control_plane_api::{Cause, Object, Status, name};
 use control_plane_store::{Change, Precondition, Revision, WriteError};
 use http::{Response, StatusCode};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 
-use super::respond;
+use super::{
+    commit::{self, Commit},
+    respond,
+};
 use crate::{
     admission::{self, Operation},
     behaviour,
     body::Body,
     status::Outcome,
     verb::Call,
-    wire,
 };
 
 pub(crate) use patch::serve as patch;
@@ -73,6 +77,7 @@ async fn create_once(call: &mut Call, object: &mut Object, manager: &str, dry_ru
     admission::mutate(call, Operation::Create, "", object, None).await?;
     behaviour::prepare_for_create(call.row, object);
     behaviour::defaults(call.row, object);
+    behaviour::normalize(call.row, object);
     let claim = call.kernel.allocators.claim_for_create(call.row, object, dry_run)?;
     let causes = behaviour::validate_create(call.row, object);
     if !causes.is_empty() {
@@ -85,7 +90,9 @@ async fn create_once(call: &mut Call, object: &mut Object, manager: &str, dry_ru
     }
     let collection = call.collection()?.clone();
     let key = collection.key(object.namespace(), object.name());
-    let exists = || Status::already_exists(call.row.group, call.row.resource, object.name());
+    let name = object.name().to_owned();
+    let exists = || Status::already_exists(call.row.group, call.row.resource, &name);
+    let bytes = commit::bytes(call.row, object, 0)?;
     if dry_run {
         call.kernel.cache.catch_up().await?;
         if collection.snapshot().get(&key).is_some() {
@@ -93,10 +100,10 @@ async fn create_once(call: &mut Call, object: &mut Object, manager: &str, dry_ru
         }
         return Ok(());
     }
-    let bytes = wire::stored(&behaviour::to_storage(call.row, object.clone()));
-    match call.kernel.store.write(key, Precondition::Absent, Change::Put(bytes)).await {
+    let change = Change::Put(bytes);
+    let commit = Commit { row: call.row, key, precondition: Precondition::Absent, change, claim, released: None };
+    match commit.run(&call.kernel).await {
         Ok(revision) => {
-            claim.keep();
             object.set_resource_version(revision.0);
             Ok(())
         }
@@ -161,6 +168,10 @@ const CREATED_BY_UPDATE: [&str; 12] = [
     "endpointslices",
 ];
 
+/// Kinds whose PUT must say which version it replaces: upstream's AllowUnconditionalUpdate is false for them.
+const NEVER_UNCONDITIONAL: [&str; 6] =
+    ["leases", "poddisruptionbudgets", "csinodes", "csidrivers", "volumeattachments", "runtimeclasses"];
+
 pub(crate) async fn update(call: &mut Call, mut sent: Object) -> Outcome<Response<Body>> {
     if sent.name().is_empty() {
         let name = &call.path.name;
@@ -168,7 +179,16 @@ pub(crate) async fn update(call: &mut Call, mut sent: Object) -> Outcome<Respons
         return Err(Status::bad_request(why).into());
     }
     check_identity(call, &mut sent)?;
-    match change(call, &mut |_call, _live| Ok(sent.clone())).await {
+    let conditional = !matches!(sent.resource_version(), "" | "0");
+    let must_be_conditional = NEVER_UNCONDITIONAL.contains(&call.row.resource);
+    let produce = &mut |call: &mut Call, live: &Object| {
+        if must_be_conditional && !conditional {
+            let cause = Cause::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
+            return Err(Status::invalid(call.row.group, call.row.resource, live.name(), vec![cause]).into());
+        }
+        Ok(sent.clone())
+    };
+    match change(call, produce).await {
         Err(failure)
             if failure.0.reason == control_plane_api::Reason::NotFound
                 && CREATED_BY_UPDATE.contains(&call.row.resource)
@@ -222,7 +242,9 @@ pub(crate) async fn change(call: &mut Call, produce: &mut Produce<'_>) -> Outcom
     for _ in 0..ATTEMPTS_MAX {
         let snapshot = collection.snapshot();
         let cached = snapshot.get(&key).ok_or_else(|| call.not_found())?;
-        let live = call.in_version(cached);
+        let mut live = call.in_version(cached);
+        // An object of an earlier release may have been stored as it was written.
+        behaviour::normalize(call.row, &mut live);
         let mut next = produce(call, &live)?;
         check_preconditions(call, &live, &next)?;
         if call.path.subresource.is_empty() {
@@ -234,21 +256,18 @@ pub(crate) async fn change(call: &mut Call, produce: &mut Produce<'_>) -> Outcom
         }
         let claim = call.kernel.allocators.claim_for_update(call.row, &live, &mut next, dry_run)?;
         // The last finalizer went, or the grace period did: the change completes the deletion.
-        let change = match admission::is_deletion_complete(call.row, &live, &next) {
-            true => Change::Delete,
-            false => Change::Put(wire::stored(&behaviour::to_storage(call.row, next.clone()))),
+        let (change, released) = match admission::is_deletion_complete(call.row, &live, &next) {
+            true => (Change::Delete, Some(next.clone())),
+            false => (Change::Put(commit::bytes(call.row, &next, cached.bytes.len())?), None),
         };
         if dry_run {
             return Ok(next);
         }
-        let deletes = change == Change::Delete;
-        match call.kernel.store.write(key.clone(), Precondition::At(cached.revision), change).await {
+        let precondition = Precondition::At(cached.revision);
+        let commit = Commit { row: call.row, key: Arc::clone(&key), precondition, change, claim, released };
+        match commit.run(&call.kernel).await {
             Ok(revision) => {
-                claim.keep();
                 next.set_resource_version(revision.0);
-                if deletes {
-                    call.kernel.allocators.release(call.row, &next);
-                }
                 return Ok(next);
             }
             Err(WriteError::Conflict { current: None }) => return Err(call.not_found().into()),
@@ -281,7 +300,9 @@ async fn prepare(call: &mut Call, live: &Object, next: &mut Object, manager: &st
     behaviour::defaults(call.row, next);
     admission::mutate(call, Operation::Update, &subresource, next, Some(live)).await?;
     behaviour::prepare_for_update(call.row, next, live, &subresource);
-    let causes = behaviour::validate_update(call.row, next, live, &subresource);
+    behaviour::normalize(call.row, next);
+    let mut causes = behaviour::validate_update(call.row, next, live, &subresource);
+    causes.extend(new_finalizers(live, next));
     if !causes.is_empty() {
         return Err(Status::invalid(call.row.group, call.row.kind, live.name(), causes).into());
     }
@@ -317,16 +338,21 @@ fn keep_system_metadata(live: &Object, next: &mut Object) {
     }
     next.metadata_mut().insert("resourceVersion".into(), live.resource_version().into());
     next.set_type(live.api_version(), live.kind());
-    // Finalizers may be removed while deleting, never added.
-    if live.is_deleting() {
-        let kept: Vec<String> = next
-            .finalizers()
-            .iter()
-            .filter(|one| live.finalizers().contains(one))
-            .map(|one| (*one).to_owned())
-            .collect();
-        next.set_finalizers(&kept.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// Finalizers may be removed while deleting, never added.
+fn new_finalizers(live: &Object, next: &Object) -> Option<Cause> {
+    if !live.is_deleting() {
+        return None;
     }
+    let old = live.finalizers();
+    let new: BTreeSet<&str> = next.finalizers().into_iter().filter(|one| !old.contains(one)).collect();
+    let list: Vec<String> = new.iter().map(|one| format!("{one:?}")).collect();
+    let why = format!(
+        "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+        list.join(", ")
+    );
+    (!new.is_empty()).then(|| Cause::forbidden("metadata.finalizers", &why))
 }
 
 /// Whether a change changes nothing but the times in managedFields.

@@ -12,5 +12,6 @@ mod hostile;
 mod http;
 mod in_process;
 mod kubectl;
+mod normal;
 mod proxy;
 mod server;

@@ -1,8 +1,10 @@
 //! What differs between two objects, as sets of fields.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 
-use super::tree::{Shape, child_shape, item_element};
+use super::tree::{Shape, child_shape, stored_element};
 use crate::merge::field_set::{FieldSet, field, valued};
 use crate::schema::Type;
 
@@ -83,7 +85,7 @@ fn children<'v, 'k>(shape: Shape<'k>, before: Option<&'v Value>, after: Option<&
         }
         Shape::Set => pair_items(before, after, valued, Shape::Leaf),
         Shape::Keyed(keys, of) => {
-            let element = |item: &Value| item_element(keys, item).unwrap_or_else(|_| valued(item));
+            let element = |item: &Value| stored_element(keys, item);
             pair_items(before, after, element, Shape::Map(of, None))
         }
         Shape::Leaf => Vec::new(),
@@ -98,11 +100,18 @@ fn pair_items<'v, 'k>(
 ) -> Vec<Child<'v, 'k>> {
     let list = |side: Option<&'v Value>| side.and_then(Value::as_array).into_iter().flatten();
     let mut pairs: Vec<Child<'v, 'k>> = list(after).map(|item| (element(item), shape, None, Some(item))).collect();
+    let mut places: HashMap<String, usize> = HashMap::with_capacity(pairs.len());
+    for (place, pair) in pairs.iter().enumerate() {
+        places.entry(pair.0.clone()).or_insert(place);
+    }
     for item in list(before) {
         let name = element(item);
-        match pairs.iter_mut().find(|pair| pair.0 == name) {
+        match places.get(&name).and_then(|place| pairs.get_mut(*place)) {
             Some(pair) => pair.2 = Some(item),
-            None => pairs.push((name, shape, Some(item), None)),
+            None => {
+                places.insert(name.clone(), pairs.len());
+                pairs.push((name, shape, Some(item), None));
+            }
         }
     }
     pairs

@@ -4,6 +4,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::schema::find;
+use crate::schema::sample::{Sample, null_in_struct};
+use crate::{defaults, rows};
+use proptest::prelude::*;
 
 fn writer(manager: &str) -> Writer<'_> {
     Writer { manager, api_version: "apps/v1", subresource: "", now: "2026-01-02T03:04:05Z".parse().unwrap() }
@@ -22,7 +25,7 @@ fn nothing() -> Object {
 }
 
 fn run(live: &Object, intent: Value, manager: &str, force: bool) -> Result<Object, Error> {
-    apply(of(), live, &object(intent), writer(manager), &["status"], force)
+    apply(of(), live, &object(intent), writer(manager), &["status"], force, |_| {})
 }
 
 fn intent(replicas: i64, image: &str) -> Value {
@@ -129,10 +132,91 @@ fn many_updaters_are_folded() {
 
 #[test]
 fn refuses_intents_it_cannot_own() {
-    for containers in [json!([{"image": "x"}]), json!([{"name": "a"}, {"name": "a"}])] {
+    for containers in [json!([{"image": "x"}]), json!([{"name": "a"}, {"name": "a"}]), json!([null])] {
         let bad = json!({"spec": {"template": {"spec": {"containers": containers}}}});
         assert!(run(&nothing(), bad, "one", false).is_err());
     }
     let managed = json!({"metadata": {"managedFields": [{"manager": "x"}]}});
     assert!(matches!(run(&nothing(), managed, "one", false), Err(Error::ManagedFields)));
+}
+
+#[test]
+fn what_is_given_up_takes_the_defaults_below_it_along() {
+    let mut probed = intent(1, "x");
+    probed["spec"]["template"]["spec"]["containers"][0]["livenessProbe"] = json!({"httpGet": {"port": 80}});
+    let mut live = run(&nothing(), probed, "one", false).unwrap();
+    let probe =
+        json!({"httpGet": {"port": 80, "path": "/", "scheme": "HTTP"}, "timeoutSeconds": 1, "periodSeconds": 10});
+    let mut containers = live.list_at(&["spec", "template", "spec", "containers"]).to_vec();
+    containers[0]["livenessProbe"] = probe;
+    containers[0]["imagePullPolicy"] = json!("Always");
+    live.set(&["spec", "template", "spec", "containers"], containers);
+    let next = run(&live, intent(1, "x"), "one", false).unwrap();
+    let container = &next.list_at(&["spec", "template", "spec", "containers"])[0];
+    assert_eq!(container.get("livenessProbe"), None);
+    assert_eq!(container["imagePullPolicy"], "Always", "what lies beside it stays");
+    // What somebody else owns below keeps the whole.
+    let theirs = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "livenessProbe": {"periodSeconds": 10}}]}}}});
+    let shared = run(&live, theirs, "two", false).unwrap();
+    let kept = run(&shared, intent(1, "x"), "one", false).unwrap();
+    let container = &kept.list_at(&["spec", "template", "spec", "containers"])[0];
+    assert_eq!(container["livenessProbe"], json!({"timeoutSeconds": 1, "periodSeconds": 10}));
+}
+
+#[test]
+fn an_intent_is_compared_in_its_normal_form() {
+    let mut odd = intent(1, "x");
+    let pod = &mut odd["spec"]["template"]["spec"];
+    pod["hostNetwork"] = json!(false);
+    pod["containers"][0]["env"] = json!([]);
+    pod["containers"][0]["tty"] = json!(false);
+    pod["containers"][0]["resources"] = json!({"limits": {"memory": "1024Mi"}});
+    let made = run(&nothing(), odd.clone(), "one", false).unwrap();
+    let container = &made.list_at(&["spec", "template", "spec", "containers"])[0];
+    assert_eq!((container.get("env"), container.get("tty")), (None, None));
+    assert_eq!(container["resources"], json!({"limits": {"memory": "1Gi"}}));
+    let owned = made.managed_fields()[0]["fieldsV1"].to_string();
+    assert!(owned.contains("f:tty") && owned.contains("f:hostNetwork"), "{owned}");
+    assert_eq!(run(&made, odd.clone(), "one", false).unwrap(), made, "the same intent changes nothing");
+    // The same amount in other words is no conflict.
+    odd["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] = json!("1Gi");
+    assert!(run(&made, odd, "two", false).is_ok());
+}
+
+fn drop_null_fields(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_null_fields);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_null_fields),
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn what_was_applied_is_stored_in_the_normal_form_and_applied_again_changes_nothing(seed in any::<u64>()) {
+        let mut sample = Sample::new(seed);
+        for row in rows() {
+            let of = find(&row.schema).unwrap();
+            let mut intent = row.object();
+            intent.as_map_mut().extend(sample.structure(of, 0));
+            intent.remove(&["metadata", "managedFields"]);
+            // An explicit null takes a value away each time, also the default that the last time left.
+            intent.as_map_mut().values_mut().for_each(drop_null_fields);
+            let run = |live: &Object| {
+                apply(of, live, &intent, writer("one"), &["status"], false, |object| defaults::apply(row, object))
+            };
+            // Lists with null, repeated or missing keys are refused; that is said elsewhere.
+            let Ok(made) = run(&row.object()) else { continue };
+            let mut again = made.clone();
+            normal::normalize(of, &mut again);
+            defaults::apply(row, &mut again);
+            prop_assert_eq!(&again, &made);
+            prop_assert_eq!(null_in_struct(of, made.as_map(), ""), None);
+            prop_assert_eq!(&run(&made).unwrap(), &made);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! A leaf is a scalar, an atomic list, map or struct, or a value of no known type that is no map.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -65,17 +65,29 @@ pub(super) fn child_shape<'a>(
     }
 }
 
-/// The path element of a keyed list's item. A missing `protocol` is TCP, the only key with a default upstream.
+/// The path element of a keyed list's item. A missing or empty `protocol` is TCP, as it will be stored.
 pub(super) fn item_element(keys: &[&'static str], item: &Value) -> Result<String, &'static str> {
     let mut map = Map::new();
     for key in keys {
         match item.get(*key) {
-            Some(value) if !value.is_null() => map.insert((*key).into(), value.clone()),
-            _ if *key == "protocol" => map.insert((*key).into(), "TCP".into()),
-            _ => continue,
+            None | Some(Value::Null) if *key != "protocol" => continue,
+            Some(value) if *key != "protocol" || value.as_str().is_some_and(|text| !text.is_empty()) => {
+                map.insert((*key).into(), value.clone())
+            }
+            _ => map.insert((*key).into(), "TCP".into()),
         };
     }
     if map.is_empty() { Err(keys.first().copied().unwrap_or("name")) } else { Ok(keyed(&map)) }
+}
+
+/// The path element of an item that is stored already: one that lost its only key to the normal form had the empty text there.
+pub(super) fn stored_element(keys: &[&'static str], item: &Value) -> String {
+    item_element(keys, item).unwrap_or_else(|key| keyed(&Map::from_iter([(key.to_owned(), "".into())])))
+}
+
+/// Whether upstream's schema has a default for the key: the name of a local reference is empty then.
+fn has_default_key(of: Option<&Type>) -> bool {
+    of.is_some_and(|of| of.short_name() == "LocalObjectReference")
 }
 
 /// The fields that an intent names.
@@ -95,21 +107,32 @@ fn collect(shape: Shape<'_>, value: &Value, set: &mut FieldSet, path: &str) -> R
                 collect(child_shape(of, kind, name, value), value, child, &format!("{path}.{name}"))?;
                 // Keys of free maps are members themselves; fields of structs only through what is below.
                 child.member |= of.is_none_or(|of| of.field(name).is_none());
+                // As upstream, an empty list of items is nothing to own.
+                if child.is_empty() {
+                    set.children.remove(&field(name));
+                }
             }
         }
         (Shape::Set, Value::Array(items)) => {
-            for item in items {
+            for (index, item) in items.iter().enumerate() {
+                if item.is_null() {
+                    return Err(Error::NullItem { path: path.into(), index });
+                }
                 set.children.entry(valued(item)).or_default().member = true;
             }
         }
         (Shape::Keyed(keys, of), Value::Array(items)) => {
             let mut seen = BTreeSet::new();
             for (index, item) in items.iter().enumerate() {
-                let element = item_element(keys, item).map_err(|key| Error::MissingKey {
-                    path: path.into(),
-                    index,
-                    key: key.into(),
-                })?;
+                if item.is_null() {
+                    return Err(Error::NullItem { path: path.into(), index });
+                }
+                let element = match item_element(keys, item) {
+                    Err(key) if !has_default_key(of) => {
+                        return Err(Error::MissingKey { path: path.into(), index, key: key.into() });
+                    }
+                    _ => stored_element(keys, item),
+                };
                 if !seen.insert(element.clone()) {
                     return Err(Error::DuplicateKey { path: path.into(), key: element });
                 }
@@ -144,7 +167,7 @@ fn merge_value(shape: Shape<'_>, live: Option<&Value>, intent: &Value) -> Value 
         }
         (Shape::Keyed(keys, of), live, Value::Array(intent)) => {
             let live = live.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-            let element = |item: &Value| item_element(keys, item).unwrap_or_else(|_| valued(item));
+            let element = |item: &Value| stored_element(keys, item);
             Value::Array(interleave(live, intent, element, |live, item| merge_value(Shape::Map(of, None), live, item)))
         }
         _ => intent.clone(),
@@ -159,33 +182,32 @@ fn interleave(
     merge: impl Fn(Option<&Value>, &Value) -> Value,
 ) -> Vec<Value> {
     let wanted: Vec<String> = intent.iter().map(&element).collect();
+    let shared: HashSet<&str> = wanted.iter().map(String::as_str).collect();
+    let live: Vec<(String, &Value)> = live.iter().map(|item| (element(item), item)).collect();
+    let mut places: HashMap<&str, &Value> = HashMap::with_capacity(live.len());
+    for (name, item) in &live {
+        places.entry(name).or_insert(item);
+    }
     let mut merged = Vec::with_capacity(live.len() + intent.len());
     let mut rest = live.iter().peekable();
     for (item, name) in intent.iter().zip(&wanted) {
-        while let Some(next) = rest.next_if(|next| element(next) != *name) {
-            let shared = wanted.contains(&element(next));
-            if !shared {
-                merged.push(next.clone());
-            } else if !live.iter().any(|one| element(one) == *name) {
+        let same = places.get(name.as_str()).copied();
+        while let Some((next, kept)) = rest.next_if(|(next, _)| next != name) {
+            if !shared.contains(next.as_str()) {
+                merged.push((*kept).clone());
+            } else if same.is_none() {
                 // A new item stands before the shared one that follows in live.
                 break;
             }
         }
-        let same = live.iter().find(|one| element(one) == *name);
         merged.push(merge(same, item));
     }
-    merged.extend(rest.filter(|next| !wanted.contains(&element(next))).cloned());
-    // What was skipped above and is not in the intent was pushed; nothing of live may be missing.
-    for one in live {
-        let name = element(one);
-        if !merged.iter().any(|item| element(item) == name) {
-            merged.push(one.clone());
-        }
-    }
+    merged.extend(rest.filter(|(next, _)| !shared.contains(next.as_str())).map(|(_, kept)| (*kept).clone()));
     merged
 }
 
-/// Takes out of `value` what `gone` names, unless `owned` holds something at or below it.
+/// Takes out of `value` what `gone` names, unless `owned` holds something at or below it. A struct's field of which nobody owns
+/// anything any more goes with everything below it: the defaults that came with it mean nothing without it.
 pub(super) fn prune(of: &'static Type, value: Value, gone: &FieldSet, owned: &FieldSet) -> Value {
     let mut value = value;
     prune_in(Shape::Map(Some(of), None), &mut value, gone, Some(owned));
@@ -199,7 +221,8 @@ fn prune_in(shape: Shape<'_>, value: &mut Value, gone: &FieldSet, owned: Option<
                 let Some(name) = element.strip_prefix("f:") else { continue };
                 let Some(child) = map.get_mut(name) else { continue };
                 let still = owned.and_then(|owned| owned.child(element)).filter(|set| !set.is_empty());
-                if below.member && still.is_none() {
+                let is_field = of.is_some_and(|of| of.field(name).is_some());
+                if (below.member || is_field) && still.is_none() {
                     map.remove(name);
                     continue;
                 }
@@ -215,7 +238,7 @@ fn prune_in(shape: Shape<'_>, value: &mut Value, gone: &FieldSet, owned: Option<
             items.retain(|item| !gone.child(&valued(item)).is_some_and(|set| set.member));
         }
         (Shape::Keyed(keys, of), Value::Array(items)) => items.retain_mut(|item| {
-            let Ok(element) = item_element(keys, item) else { return true };
+            let element = stored_element(keys, item);
             let Some(below) = gone.child(&element) else { return true };
             let still = owned.and_then(|owned| owned.child(&element)).filter(|set| !set.is_empty());
             if below.member && still.is_none() {

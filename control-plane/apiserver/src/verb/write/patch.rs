@@ -1,6 +1,6 @@
 //! PATCH: JSON patch, merge patch, strategic merge patch, and apply. Chooses the pure function and makes the change with it.
 
-use control_plane_api::{Object, Reason, Status, schema};
+use control_plane_api::{Cause, Object, Reason, Status, budget, merge::json, schema};
 use http::{Response, StatusCode};
 use serde_json::Value;
 
@@ -23,16 +23,27 @@ const STRATEGIC: &str = "application/strategic-merge-patch+json";
 const APPLY_YAML: &str = "application/apply-patch+yaml";
 const APPLY_CBOR: &str = "application/apply-patch+cbor";
 const ALL: [&str; 4] = [JSON_PATCH, MERGE_PATCH, STRATEGIC, APPLY_YAML];
-/// Operations in one JSON patch; as upstream.
-const OPERATIONS_MAX: usize = 10_000;
-
 /// A change as it was sent.
 #[derive(Debug)]
 pub(crate) enum Patch {
-    Json(json_patch::Patch),
-    Merge(Value),
-    Strategic(Value),
+    Json(json::Patch),
+    Merge(Sheet),
+    Strategic(Sheet),
     Apply(Object),
+}
+
+/// A patch that has the form of the object, with the paths that stand twice in it.
+#[derive(Debug)]
+pub(crate) struct Sheet {
+    value: Value,
+    duplicates: Vec<String>,
+}
+
+impl Sheet {
+    fn read(bytes: &[u8]) -> Outcome<Self> {
+        let (value, duplicates) = decode::json(bytes)?;
+        Ok(Self { value, duplicates })
+    }
 }
 
 pub(crate) async fn serve(call: &mut Call, sent: &Sent) -> Outcome<Response<Body>> {
@@ -50,20 +61,9 @@ pub(crate) async fn serve(call: &mut Call, sent: &Sent) -> Outcome<Response<Body
 
 pub(crate) fn parse(call: &mut Call, sent: &Sent) -> Outcome<Patch> {
     match sent.media.essence.as_str() {
-        JSON_PATCH => {
-            let patch: json_patch::Patch = serde_json::from_slice(&sent.bytes)
-                .map_err(|error| Status::bad_request(format!("error decoding the JSON patch: {error}")))?;
-            if patch.0.len() > OPERATIONS_MAX {
-                let why = format!(
-                    "The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {}",
-                    patch.0.len()
-                );
-                return Err(Status::too_large(why).into());
-            }
-            Ok(Patch::Json(patch))
-        }
-        MERGE_PATCH => Ok(Patch::Merge(decode::json(&sent.bytes)?.0)),
-        STRATEGIC => Ok(Patch::Strategic(decode::json(&sent.bytes)?.0)),
+        JSON_PATCH => Ok(Patch::Json(json::Patch::parse(&sent.bytes).map_err(|error| refused(&error))?)),
+        MERGE_PATCH => Ok(Patch::Merge(Sheet::read(&sent.bytes)?)),
+        STRATEGIC => Ok(Patch::Strategic(Sheet::read(&sent.bytes)?)),
         APPLY_YAML => {
             // YAML contains JSON, but the JSON parser also finds duplicate fields.
             let (value, duplicates) = match sent.bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
@@ -80,24 +80,24 @@ pub(crate) fn parse(call: &mut Call, sent: &Sent) -> Outcome<Patch> {
 /// The new version of the object under a patch that is no apply.
 pub(crate) fn patched(call: &mut Call, live: &Object, patch: &Patch) -> Outcome<Object> {
     let of = behaviour::body_type(call);
-    let mut value = live.to_value();
     let original_version = live.resource_version().to_owned();
-    match patch {
-        Patch::Json(patch) => json_patch::patch(&mut value, patch).map_err(|error| {
-            let mut status = Status::new(
-                Reason::Invalid,
-                format!("the server rejected our request due to an error in our request: {error}"),
-            );
-            status.code = 422;
-            status
-        })?,
-        Patch::Merge(patch) => json_patch::merge(&mut value, patch),
-        Patch::Strategic(patch) => match of {
-            Some(of) => value = behaviour::strategic(of, &value, patch)?,
+    let mut duplicates = &[][..];
+    let value = match patch {
+        Patch::Json(patch) => json::apply(live.to_value(), patch).map_err(|error| refused(&error))?,
+        Patch::Merge(sheet) => {
+            duplicates = &sheet.duplicates;
+            json::merge(live.to_value(), &sheet.value)
+        }
+        Patch::Strategic(sheet) => match of {
+            Some(of) => {
+                duplicates = &sheet.duplicates;
+                behaviour::strategic(of, live.to_value(), &sheet.value)?
+            }
             None => return Err(Status::unsupported_media_type(&ALL[..2]).into()),
         },
         Patch::Apply(_) => unreachable!("apply has its own path"),
-    }
+    };
+    budget::check(&value).map_err(|error| unprocessable(&error.to_string()))?;
     let mut next = Object::from_value(value)
         .map_err(|error| Status::bad_request(format!("the patch leaves no object: {error}")))?;
     // A patch that names no resourceVersion goes by what is there, however often that changes.
@@ -114,19 +114,41 @@ pub(crate) fn patched(call: &mut Call, live: &Object, patch: &Patch) -> Outcome<
     if let Some(of) = of {
         call.warnings.clear();
         let value = next.into_value();
-        call.check_shape(of, &value, &[])?;
+        // A patch that is wrong only where it lands is no bad request.
+        call.field_validation()?;
+        call.check_shape(of, &value, duplicates).map_err(|failure| unprocessable(&failure.0.message))?;
         next = Object::from_value(value).map_err(|error| Status::bad_request(error.to_string()))?;
         schema::normal::normalize(of, &mut next);
     }
     Ok(next)
 }
 
+fn refused(error: &json::Error) -> Status {
+    match error {
+        json::Error::Syntax(_) => Status::bad_request(error.to_string()),
+        json::Error::Operations { .. } => Status::too_large(error.to_string()),
+        error => {
+            let message = format!("the server rejected our request due to an error in our request: {error}");
+            let mut status = Status::new(Reason::Invalid, message);
+            status.code = 422;
+            status
+        }
+    }
+}
+
+/// What a patch leaves is no object of the kind; upstream would repeat all of it.
+fn unprocessable(why: &str) -> Status {
+    let mut status = Status::invalid("", "", "", vec![Cause::invalid_str("patch", "", why)]);
+    status.message = format!("the patch leaves no valid object: {why}");
+    status
+}
+
 fn names_version(patch: &Patch) -> bool {
     match patch {
-        Patch::Merge(value) | Patch::Strategic(value) => {
-            value.get("metadata").and_then(|metadata| metadata.get("resourceVersion")).is_some()
+        Patch::Merge(sheet) | Patch::Strategic(sheet) => {
+            sheet.value.get("metadata").and_then(|metadata| metadata.get("resourceVersion")).is_some()
         }
-        Patch::Json(patch) => patch.0.iter().any(|operation| operation.path() == "/metadata/resourceVersion"),
+        Patch::Json(patch) => patch.names("/metadata/resourceVersion"),
         Patch::Apply(object) => !object.resource_version().is_empty(),
     }
 }
@@ -134,7 +156,7 @@ fn names_version(patch: &Patch) -> bool {
 /// The applied configuration, checked.
 fn intent(call: &mut Call, value: Value, duplicates: &[String]) -> Outcome<Object> {
     if call.query.first("fieldManager").is_none() {
-        let cause = control_plane_api::Cause::required("fieldManager", "is required for apply patch");
+        let cause = Cause::required("fieldManager", "is required for apply patch");
         return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", vec![cause]).into());
     }
     let mut object = Object::from_value(value).map_err(|error| Status::bad_request(error.to_string()))?;
@@ -163,9 +185,16 @@ fn intent(call: &mut Call, value: Value, duplicates: &[String]) -> Outcome<Objec
     }
     super::check_identity(call, &mut object)?;
     if let Some(of) = behaviour::body_type(call) {
-        let value = object.into_value();
+        let value = object.to_value();
+        // Who applies owns what it names: a field that no type has cannot be owned, so it is never dropped in silence here.
+        let unknown = schema::check::unknown_fields(of, &value);
+        if !unknown.is_empty() {
+            let lines: Vec<String> =
+                unknown.iter().map(|path| format!(".{path}: field not declared in schema")).collect();
+            let why = if lines.len() == 1 { lines.concat() } else { format!("errors:\n  {}", lines.join("\n  ")) };
+            return Err(behaviour::untyped(call, &object, &why).into());
+        }
         call.check_shape(of, &value, duplicates)?;
-        object = Object::from_value(value).map_err(|error| Status::bad_request(error.to_string()))?;
     }
     Ok(object)
 }
