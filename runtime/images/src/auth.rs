@@ -26,6 +26,8 @@ pub struct AuthFields {
     pub auth: String,
     pub identity_token: String,
     pub registry_token: String,
+    /// The registry that these are for, as a host or a URL; empty for whichever is asked.
+    pub server_address: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,8 +43,12 @@ impl Auth {
         Self::Basic { username: username.to_owned(), password: password.to_owned() }
     }
 
-    /// `None` when every field is empty, which means anonymous.
-    pub fn from_fields(fields: AuthFields) -> Result<Option<Self>, Error> {
+    /// `None` when every field is empty, which means anonymous, or when they are for another registry than `registry`, which must
+    /// not see them.
+    pub fn from_fields(fields: AuthFields, registry: &str) -> Result<Option<Self>, Error> {
+        if !fields.server_address.is_empty() && host(&fields.server_address) != host(registry) {
+            return Ok(None);
+        }
         if !fields.username.is_empty() {
             return Ok(Some(Self::Basic { username: fields.username, password: fields.password }));
         }
@@ -65,6 +71,16 @@ impl Auth {
     /// The value of an `Authorization` header for HTTP basic authentication (RFC 7617).
     pub(crate) fn basic_header(username: &str, password: &str) -> String {
         format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
+    }
+}
+
+/// The host and port of an address that may be a URL; docker.io's several names are one.
+fn host(address: &str) -> String {
+    let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let host = rest.split(['/', '?']).next().unwrap_or_default().to_ascii_lowercase();
+    match host.as_str() {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io".into(),
+        _ => host,
     }
 }
 
@@ -91,13 +107,16 @@ mod tests {
     #[test]
     fn fields() {
         let of = |username: &str, auth: &str, identity: &str| {
-            Auth::from_fields(AuthFields {
-                username: username.into(),
-                password: "p".into(),
-                auth: auth.into(),
-                identity_token: identity.into(),
-                registry_token: String::new(),
-            })
+            Auth::from_fields(
+                AuthFields {
+                    username: username.into(),
+                    password: "p".into(),
+                    auth: auth.into(),
+                    identity_token: identity.into(),
+                    ..AuthFields::default()
+                },
+                "q.io",
+            )
         };
         assert_eq!(of("", "", ""), Ok(None));
         assert_eq!(of("u", "", "t"), Ok(Some(Auth::basic("u", "p"))));
@@ -105,6 +124,27 @@ mod tests {
         assert_eq!(of("", "dTpwOnc=", ""), Ok(Some(Auth::basic("u", "p:w"))));
         assert_eq!(of("", "***", ""), Err(Error::Base64));
         assert_eq!(of("", "dQ==", ""), Err(Error::NoColon));
+    }
+
+    #[test]
+    fn credentials_go_only_to_the_registry_that_they_are_for() {
+        let check = |server: &str, registry: &str, expect: bool| {
+            let fields = AuthFields {
+                username: "u".into(),
+                password: "p".into(),
+                server_address: server.into(),
+                ..AuthFields::default()
+            };
+            assert_eq!(Auth::from_fields(fields, registry).unwrap().is_some(), expect, "{server} for {registry}");
+        };
+        check("", "q.io", true);
+        check("q.io", "q.io", true);
+        check("https://Q.io/v2/", "q.io", true);
+        check("https://index.docker.io/v1/", "docker.io", true);
+        check("other.io", "q.io", false);
+        check("q.io:5000", "q.io", false);
+        check("https://q.io.evil.example", "q.io", false);
+        check("https://evil.example/q.io", "q.io", false);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! unpacked side by side; `settle` then borrows from the layers below what the stream left open.
 //! Invariant: nothing is ever written outside the layer's directory, whatever the archive says.
 
+mod budget;
 mod decompress;
 mod metadata;
 mod rooted;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use crate::error::Kind;
 
+pub(crate) use budget::{Budgeted, HEADER_BYTES_MAX};
 pub(crate) use decompress::decompressed;
 pub(crate) use settle::settle;
 pub(crate) use unpack::{Unpacked, unpack};
@@ -51,10 +53,22 @@ impl Error {
     }
 
     fn write(action: &'static str, entry: &[u8], source: impl Into<io::Error>) -> Self {
-        Self::Write { action, entry: String::from_utf8_lossy(entry).into_owned(), source: Arc::new(source.into()) }
+        Self::Write { action, entry: shown(entry), source: Arc::new(source.into()) }
     }
 
     fn entry(entry: &[u8], reason: &'static str) -> Self {
-        Self::Entry { entry: String::from_utf8_lossy(entry).into_owned(), reason }
+        Self::Entry { entry: shown(entry), reason }
+    }
+}
+
+/// How much of a name is repeated in messages, which go into logs, events and the client's output.
+const SHOWN_BYTES_MAX: usize = 256;
+
+fn shown(name: &[u8]) -> String {
+    match name.get(..SHOWN_BYTES_MAX) {
+        Some(start) if name.len() > SHOWN_BYTES_MAX => {
+            format!("{}... ({} bytes)", String::from_utf8_lossy(start), name.len())
+        }
+        _ => String::from_utf8_lossy(name).into_owned(),
     }
 }

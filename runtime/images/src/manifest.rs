@@ -19,6 +19,8 @@ pub(crate) const ACCEPTED: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, D
 /// A manifest larger than this is refused unread, as registries themselves do.
 pub(crate) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 pub(crate) const CONFIGURATION_BYTES_MAX: u64 = 8 << 20;
+/// Indexes may nest (OCI image specification, image-index.md); deeper than this is nobody's image.
+pub(crate) const INDEX_DEPTH_MAX: u32 = 4;
 
 #[derive(Debug)]
 pub(crate) enum Document {

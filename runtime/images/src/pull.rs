@@ -20,7 +20,7 @@ use oci_spec::image::{ImageConfiguration, ImageManifest};
 use crate::auth::Auth;
 use crate::digest::{self, Digest};
 use crate::error::{Error, Kind};
-use crate::manifest::{self, CONFIGURATION_BYTES_MAX, Document, OCI_MANIFEST};
+use crate::manifest::{self, CONFIGURATION_BYTES_MAX, Document, INDEX_DEPTH_MAX, OCI_MANIFEST};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 use crate::registry::{Access, Asked, Session, download};
@@ -178,7 +178,13 @@ impl Images {
         let mut fetched = session.manifest(&reference.target(), reference.digest()).await?;
         let mut index = None;
         let mut document = manifest::parse(&image, &fetched.media_type, &fetched.bytes)?;
-        if let Document::Index(list) = &document {
+        let mut depth = 0;
+        while let Document::Index(list) = &document {
+            if depth >= INDEX_DEPTH_MAX {
+                let reason = format!("its indexes are nested more than {INDEX_DEPTH_MAX} deep");
+                return Err(Error::Malformed { subject: image, reason });
+            }
+            depth += 1;
             let wanted = &self.inner.config.platform;
             let chosen = wanted.choose(list.manifests()).map_err(|offered| Error::NoPlatform {
                 image: image.clone(),
@@ -188,12 +194,13 @@ impl Images {
             let target = descriptor_digest(&image, chosen.digest())?;
             let media_type = chosen.media_type().to_string();
             self.keep_small(lease, &fetched.digest, fetched.bytes.clone()).await?;
-            index = Some(fetched.digest);
+            // The outermost is what the name stands for.
+            index.get_or_insert(fetched.digest);
             fetched = session.manifest(&target.to_string(), Some(&target)).await?;
             document = manifest::parse(&image, &media_type, &fetched.bytes)?;
         }
         let Document::Manifest(manifest, manifest_media_type) = document else {
-            return Err(Error::Malformed { subject: image, reason: "it is an index that names an index".to_owned() });
+            return Err(Error::Malformed { subject: image, reason: "it names no manifest".to_owned() });
         };
         self.keep_small(lease, &fetched.digest, fetched.bytes.clone()).await?;
         let config_digest = descriptor_digest(&image, manifest.config().digest())?;

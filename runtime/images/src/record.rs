@@ -1,11 +1,12 @@
 //! Versioned JSON records on disk: written beside and renamed over, so a reader sees the old one or the new one.
 //! Knows no meaning. Invariant: a record from a newer program is refused, never misread.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use runtime_linux::durable;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +14,6 @@ use crate::error::{Kind, is_no_space};
 
 /// The version this program writes. Raise it when a field changes meaning, and teach `load` the old one.
 pub(crate) const VERSION: u32 = 1;
-
-/// Held while a record is written beside its place and moved there.
-static SAVING: Mutex<()> = Mutex::new(());
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -69,24 +67,26 @@ struct VersionOnly {
 pub(crate) fn save<T: Serialize>(path: &Path, body: &T) -> Result<(), Error> {
     let failed = |source: io::Error| Error::Write { path: path.to_owned(), source: Arc::new(source) };
     let bytes = serde_json::to_vec(&Written { version: VERSION, body }).map_err(|e| failed(io::Error::other(e)))?;
-    let beside = path.with_extension("new");
-    let write = || -> io::Result<()> {
-        // Two pulls that share a layer save the same record: the second must not rename what the first has just renamed.
-        let _one_at_a_time = SAVING.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut file = File::create(&beside)?;
-        file.write_all(&bytes)?;
-        file.sync_data()?;
-        fs::rename(&beside, path)?;
-        if let Some(dir) = path.parent() {
-            File::open(dir)?.sync_all()?;
-        }
-        Ok(())
+    durable::write_atomic(path, 0o600, &bytes).map_err(|error| failed(error.into_io()))
+}
+
+/// A record that cannot be read keeps nobody from the others: it is moved into the directory `damaged` beside its own, for
+/// whoever wants to look, and `None` is returned. A record of a newer version is an error: it is not damaged, this program is old.
+pub(crate) fn load_or_set_aside<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    let damaged = match load(path) {
+        Err(error @ Error::Parse { .. }) => error,
+        other => return other,
     };
-    write().map_err(|source| {
-        // Best effort: the next save truncates it anyway.
-        let _ = fs::remove_file(&beside);
-        failed(source)
-    })
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Err(damaged) };
+    let aside = dir.with_extension("damaged");
+    let moved = fs::create_dir_all(&aside).and_then(|()| fs::rename(path, aside.join(name)));
+    match moved {
+        Ok(()) => {
+            tracing::warn!(record = %path.display(), kept = %aside.display(), error = %damaged, "set a damaged record aside")
+        }
+        Err(error) => tracing::warn!(record = %path.display(), %error, "a damaged record cannot be set aside"),
+    }
+    Ok(None)
 }
 
 /// `None` when there is no such record.
@@ -107,6 +107,19 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_damaged_record_is_set_aside_and_a_newer_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = dir.path().join("layers");
+        fs::create_dir(&records).unwrap();
+        let path = records.join("one.json");
+        fs::write(&path, "{").unwrap();
+        assert_eq!(load_or_set_aside::<Sample>(&path).unwrap(), None);
+        assert!(!path.exists() && dir.path().join("layers.damaged/one.json").exists());
+        fs::write(&path, br#"{"version":2,"name":"a"}"#).unwrap();
+        assert!(matches!(load_or_set_aside::<Sample>(&path), Err(Error::Version { .. })));
+    }
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Sample {

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::fcntl::Flock;
 use oci_spec::image::ImageConfiguration;
+use runtime_linux::tree;
 use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
@@ -224,11 +225,5 @@ fn base36(mut number: u64) -> String {
 
 /// Removes a tree that may be gone already.
 pub(crate) fn remove_tree(path: &Path) -> Result<(), Error> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-            std::fs::remove_file(path).map_err(|source| Error::io("remove", path, source))
-        }
-        other => other.map_err(|source| Error::io("remove", path, source)),
-    }
+    tree::remove(path).map_err(|error| Error::io("remove", path, error.into_io()))
 }

@@ -88,7 +88,15 @@ pub(crate) async fn start(container: &Arc<Container>, command: Command) -> Resul
             let path = container::bundle(&owner).join("config.json");
             let spec = Spec::load(&path).map_err(|error| Error::io("read", &path)(io::Error::other(error)))?;
             let process = spec::exec_process(&spec, command.args, terminal);
-            let exec = Exec { id: owner.id.clone(), exec_id, process, stdin: false, stdout: false, stderr: false, tied: false };
+            let exec = Exec {
+                id: owner.id.clone(),
+                exec_id,
+                process,
+                stdin: false,
+                stdout: false,
+                stderr: false,
+                tied: false,
+            };
             // Connected before it starts, so that its end cannot be missed for want of a connection.
             let waiter = owner.sandbox.shim()?;
             let execution = owner.sandbox.shim()?.exec(exec, theirs)?;

@@ -12,16 +12,13 @@ use serde_json::{Value, json};
 use super::Error;
 use super::export::{DOCKER_FILE, FULL_NAME, INDEX_FILE, LAYOUT_FILE, REF_NAME, member};
 use crate::digest::{self, Digest};
-use crate::manifest::{self, CONFIGURATION_BYTES_MAX, Document, MANIFEST_BYTES_MAX, OCI_CONFIG};
+use crate::manifest::{self, CONFIGURATION_BYTES_MAX, Document, INDEX_DEPTH_MAX, MANIFEST_BYTES_MAX, OCI_CONFIG};
 use crate::progress::Progress;
 use crate::pull::{LayerPlan, OWN_MANIFEST, Resolved, Source, descriptor_digest, layer_plans};
 use crate::reference::Reference;
 use crate::store::{Blob, Image, Images, Lease};
 
 use members::Members;
-
-/// Indexes may nest; deeper than this is nobody's layout.
-const INDEX_DEPTH_MAX: u32 = 4;
 
 /// One image found in an archive.
 struct Found {

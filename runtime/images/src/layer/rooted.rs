@@ -1,9 +1,8 @@
 //! A layer's root directory, and paths in it that cannot leave it: every lookup goes through `openat2` with
 //! `RESOLVE_IN_ROOT`, so a symbolic link to `/etc` means the layer's own `/etc`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -11,8 +10,9 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat};
-use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use runtime_linux::tree;
 
 use super::Error;
 
@@ -20,12 +20,14 @@ use super::Error;
 const LINKS_MAX: u32 = 40;
 /// Open directories kept; archives list a directory's files together.
 const CACHED_DIRS_MAX: usize = 32;
+/// Of directories that an archive has no entry for.
+const IMPLICIT_MODE: Mode = Mode::from_bits_truncate(0o755);
 
 pub(super) struct Root {
     fd: OwnedFd,
     cache: HashMap<Vec<u8>, Rc<OwnedFd>>,
-    /// Directories that came into being only because something lies in them, outermost first.
-    pub(super) implicit: Vec<Vec<u8>>,
+    /// Directories that came into being only because something lies in them; in order, the outermost come first.
+    pub(super) implicit: BTreeSet<Vec<u8>>,
 }
 
 impl Root {
@@ -33,7 +35,7 @@ impl Root {
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let fd = open(path, flags, Mode::empty());
         let fd = fd.map_err(|errno| Error::write("open layer", path.as_os_str().as_bytes(), errno))?;
-        Ok(Self { fd, cache: HashMap::new(), implicit: Vec::new() })
+        Ok(Self { fd, cache: HashMap::new(), implicit: BTreeSet::new() })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -76,8 +78,13 @@ impl Root {
         }
         let (parent_path, name) = split(path);
         let parent = self.ensure_uncached(parent_path, links)?;
-        match mkdirat(&parent, OsStr::from_bytes(name), Mode::from_bits_truncate(0o755)) {
-            Ok(()) => self.implicit.push(path.to_owned()),
+        match mkdirat(&parent, OsStr::from_bytes(name), IMPLICIT_MODE) {
+            Ok(()) => {
+                // The umask has taken its share, and containers of any user pass through here.
+                fchmodat(&parent, OsStr::from_bytes(name), IMPLICIT_MODE, FchmodatFlags::NoFollowSymlink)
+                    .map_err(|errno| Error::write("change mode of", path, errno))?;
+                self.implicit.insert(path.to_owned());
+            }
             // A link that leads nowhere yet: make what it points to.
             Err(Errno::EEXIST) if links > 0 => {
                 let target = readlinkat(&parent, OsStr::from_bytes(name));
@@ -151,7 +158,7 @@ pub(super) fn path_in(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
 pub(super) fn remove_in(dir: BorrowedFd<'_>, name: &[u8]) -> std::io::Result<()> {
     match unlinkat(dir, OsStr::from_bytes(name), UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(Errno::EISDIR | Errno::EPERM) => fs::remove_dir_all(path_in(dir, name)),
+        Err(Errno::EISDIR | Errno::EPERM) => tree::remove(&path_in(dir, name)).map_err(tree::Error::into_io),
         Err(errno) => Err(errno.into()),
     }
 }
@@ -180,7 +187,7 @@ mod tests {
     fn links_stay_inside() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
-        fs::create_dir(&root).unwrap();
+        std::fs::create_dir(&root).unwrap();
         std::os::unix::fs::symlink("/outside", root.join("absolute")).unwrap();
         std::os::unix::fs::symlink("../../outside2", root.join("relative")).unwrap();
         std::os::unix::fs::symlink("loop", root.join("loop")).unwrap();

@@ -316,3 +316,54 @@ proptest! {
         let _ = unpack(&bytes[..], dir.path());
     }
 }
+
+/// A header that says it is followed by `size` bytes, as a GNU long name, PAX records or the like.
+fn special(kind: EntryType, size: u64) -> Vec<u8> {
+    let mut bytes = raw_header(kind, "././@LongLink", "", 0o644, size).as_bytes().to_vec();
+    bytes.resize(bytes.len() + usize::try_from(size).unwrap().next_multiple_of(512), b'a');
+    bytes
+}
+
+#[test]
+fn headers_of_an_entry_are_bounded_whatever_they_say_of_themselves() {
+    for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader] {
+        let dir = TempDir::new().unwrap();
+        let bytes = [special(kind, HEADER_BYTES_MAX + 1), Archive::new().file("f", "x").bytes()].concat();
+        let error = unpack(&bytes[..], dir.path()).unwrap_err();
+        assert!(format!("{error:?}").contains("headers of one entry"), "{kind:?}: {error:?}");
+        // One that promises more than there is takes no memory either.
+        let short = &bytes[..1024];
+        assert!(matches!(unpack(short, dir.path()), Err(Error::Read { .. })), "{kind:?}");
+    }
+}
+
+#[test]
+fn data_of_entries_does_not_count_as_headers() {
+    let dir = TempDir::new().unwrap();
+    let text = "x".repeat(usize::try_from(HEADER_BYTES_MAX).unwrap() + 1);
+    let bytes = Archive::new().file("large", &text).file("small", "y").bytes();
+    unpack(&bytes[..], dir.path()).unwrap();
+    assert_eq!(fs::read(dir.path().join("small")).unwrap(), b"y");
+}
+
+#[test]
+fn a_name_that_no_program_could_open_is_refused_and_cut_in_the_message() {
+    let long = [b"a/".repeat(200_000), b"f".to_vec()].concat();
+    let mut bytes =
+        raw_header(EntryType::GNULongName, "././@LongLink", "", 0o644, long.len() as u64).as_bytes().to_vec();
+    bytes.extend_from_slice(&long);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes.extend(Archive::new().file("f", "x").bytes());
+    let dir = TempDir::new().unwrap();
+    let error = unpack(&bytes[..], dir.path()).unwrap_err();
+    assert!(matches!(error, Error::Entry { .. }), "{error:?}");
+    assert!(error.to_string().len() < 1000, "{} bytes of message", error.to_string().len());
+}
+
+#[test]
+fn directories_without_an_entry_are_for_every_user_whatever_the_umask() {
+    let layer = Archive::new().file("a/b/f", "x").unpack().unwrap();
+    for path in ["a", "a/b"] {
+        assert_eq!(fs::metadata(layer.root.join(path)).unwrap().permissions().mode() & 0o7777, 0o755, "{path}");
+    }
+}

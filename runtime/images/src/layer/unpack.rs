@@ -2,6 +2,7 @@
 //! a directory that hides all below it carries `trusted.overlay.opaque=y`.
 //! (OCI image specification, layer.md, "Whiteouts"; kernel, filesystems/overlayfs.rst.)
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write as _};
@@ -17,6 +18,7 @@ use nix::unistd::{linkat, symlinkat};
 use tar::{Archive, Entry, EntryType};
 
 use super::Error;
+use super::budget::{Budgeted, HEADER_BYTES_MAX};
 use super::metadata::Metadata;
 use super::rooted::{Root, normalize, path_in, remove_in, split, stat_in};
 
@@ -25,6 +27,12 @@ const WHITEOUT_META_PREFIX: &[u8] = b".wh..wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 pub(super) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 const COPY_BUFFER_BYTES: usize = 256 << 10;
+/// PATH_MAX: an entry with a longer name would be out of every program's reach.
+const PATH_BYTES_MAX: usize = 4096;
+/// Directories are set right last, and links into other layers are made then, so their names are kept: about two million of
+/// usual length. A layer that wants more is refused.
+const REMEMBERED_BYTES_MAX: usize = 256 << 20;
+const REMEMBERED_OVERHEAD_BYTES: usize = 100;
 /// What a file takes on disk is rounded up to this.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -34,7 +42,7 @@ pub(crate) struct Unpacked {
     pub(crate) bytes: u64,
     pub(crate) inodes: u64,
     /// Directories without an entry of their own; the root is the empty path.
-    pub(super) implicit: Vec<Vec<u8>>,
+    pub(super) implicit: BTreeSet<Vec<u8>>,
     /// Hard links whose target is not in this layer: (link, target).
     pub(super) links: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -44,15 +52,24 @@ pub(crate) fn unpack(stream: impl Read, dir: &Path) -> Result<Unpacked, Error> {
     let mut unpacker = Unpacker {
         root: Root::open(dir)?,
         done: Unpacked::default(),
-        dir_times: Vec::new(),
+        dir_times: BTreeMap::new(),
+        remembered_bytes: 0,
         root_seen: false,
         buffer: vec![0; COPY_BUFFER_BYTES].into_boxed_slice(),
     };
+    let (stream, budget) = Budgeted::new(stream);
     let mut archive = Archive::new(stream);
-    for entry in archive.entries().map_err(Error::read)? {
+    let mut entries = archive.entries().map_err(Error::read)?;
+    loop {
+        budget.set(HEADER_BYTES_MAX);
+        let Some(entry) = entries.next() else { break };
         let mut entry = entry.map_err(Error::read)?;
+        budget.lift();
         unpacker.entry(&mut entry)?;
+        // What an entry has that is not looked at must not count for the headers of the next.
+        std::io::copy(&mut entry, &mut std::io::sink()).map_err(Error::read)?;
     }
+    budget.lift();
     let mut rest = archive.into_inner();
     while rest.read(&mut unpacker.buffer).map_err(Error::read)? > 0 {}
     unpacker.finish()
@@ -61,8 +78,10 @@ pub(crate) fn unpack(stream: impl Read, dir: &Path) -> Result<Unpacked, Error> {
 struct Unpacker {
     root: Root,
     done: Unpacked,
-    /// Applied last: writing into a directory changes its time.
-    dir_times: Vec<(Vec<u8>, Metadata)>,
+    /// Applied last, innermost first: writing into a directory changes its time.
+    dir_times: BTreeMap<Vec<u8>, Metadata>,
+    /// What the names kept until the end take in memory.
+    remembered_bytes: usize,
     root_seen: bool,
     buffer: Box<[u8]>,
 }
@@ -74,6 +93,9 @@ impl Unpacker {
             return Ok(());
         }
         let raw = entry.path_bytes().into_owned();
+        if raw.len() > PATH_BYTES_MAX {
+            return Err(Error::entry(&raw, "has a name that no container could open"));
+        }
         if raw.contains(&0) {
             return Err(Error::entry(&raw, "has a NUL byte in its name"));
         }
@@ -117,7 +139,7 @@ impl Unpacker {
         }
         let metadata = Metadata::of(b"/", entry)?;
         metadata.apply_in(b"/", self.root.fd(), b".", false)?;
-        self.dir_times.push((Vec::new(), metadata));
+        self.dir_times.insert(Vec::new(), metadata);
         self.root_seen = true;
         Ok(())
     }
@@ -163,7 +185,7 @@ impl Unpacker {
             Err(Errno::EEXIST) => {
                 let stat = stat_in(parent, name).map_err(|errno| Error::write("look at", path, errno))?;
                 if is_kind(stat.st_mode, SFlag::S_IFDIR) {
-                    self.root.implicit.retain(|implicit| implicit != path);
+                    self.root.implicit.remove(path);
                 } else {
                     let was_whiteout = is_kind(stat.st_mode, SFlag::S_IFCHR) && stat.st_rdev == 0;
                     self.replacing(path, parent, name, |dir| mkdirat(dir, os_name, mode))?;
@@ -175,7 +197,8 @@ impl Unpacker {
             Err(errno) => return Err(Error::write("create directory", path, errno)),
         }
         metadata.apply_in(path, parent, name, false)?;
-        self.dir_times.push((path.to_owned(), metadata));
+        self.remember(path)?;
+        self.dir_times.insert(path.to_owned(), metadata);
         self.done.bytes += BLOCK_BYTES;
         Ok(())
     }
@@ -224,6 +247,8 @@ impl Unpacker {
             Ok(from) if stat_in(from.as_fd(), target_name).is_ok() => from,
             // The file may be in a layer below.
             _ => {
+                self.remember(path)?;
+                self.remember(&target)?;
                 self.done.links.push((path.to_owned(), target));
                 return Ok(());
             }
@@ -251,6 +276,16 @@ impl Unpacker {
         metadata.apply_in(path, parent, name, false)
     }
 
+    /// Counts a name that is kept until the layer's end.
+    fn remember(&mut self, path: &[u8]) -> Result<(), Error> {
+        self.remembered_bytes =
+            self.remembered_bytes.saturating_add(path.len()).saturating_add(REMEMBERED_OVERHEAD_BYTES);
+        if self.remembered_bytes > REMEMBERED_BYTES_MAX {
+            return Err(Error::entry(path, "is one directory or link more than a layer may have"));
+        }
+        Ok(())
+    }
+
     /// Creates a name, after removing what an earlier entry of this layer had there.
     fn replacing<T>(
         &mut self,
@@ -263,9 +298,18 @@ impl Unpacker {
             Err(Errno::EEXIST) => {
                 remove_in(parent, name).map_err(|error| Error::write("replace", path, error))?;
                 self.root.forget();
-                let below = [path, b"/"].concat();
-                self.root.implicit.retain(|implicit| implicit != path && !implicit.starts_with(&below));
-                self.dir_times.retain(|(dir, _)| dir != path && !dir.starts_with(&below));
+                // Everything below begins with `path/`, and so stands together between that and `path0`.
+                let (below, behind) = ([path, b"/"].concat(), [path, b"0"].concat());
+                self.root.implicit.remove(path);
+                self.dir_times.remove(path);
+                let implicit: Vec<_> = self.root.implicit.range(below.clone()..behind.clone()).cloned().collect();
+                for gone in implicit {
+                    self.root.implicit.remove(&gone);
+                }
+                let timed: Vec<_> = self.dir_times.range(below.clone()..behind).map(|(path, _)| path.clone()).collect();
+                for gone in timed {
+                    self.dir_times.remove(&gone);
+                }
                 self.done.links.retain(|(link, _)| link != path && !link.starts_with(&below));
                 create(parent).map_err(|errno| Error::write("create", path, errno))
             }
@@ -288,7 +332,7 @@ impl Unpacker {
         done.inodes += done.implicit.len() as u64;
         done.bytes += done.implicit.len() as u64 * BLOCK_BYTES;
         if !self.root_seen {
-            done.implicit.push(Vec::new());
+            done.implicit.insert(Vec::new());
         }
         Ok(done)
     }

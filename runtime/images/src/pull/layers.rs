@@ -86,6 +86,7 @@ impl Images {
     ) -> Result<Ready, Error> {
         let guard = self.inner.locks.layer(&plan.chain_id).await;
         if self.inner.has_layer(&plan.chain_id) {
+            self.inner.check_size(&plan.blob)?;
             progress.tell(Event::LayerPresent { layer: plan.blob.digest.clone() });
             return Ok(Ready { aside: None, _guard: guard });
         }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::Duration;
 
 use super::Error;
-use super::session::{ATTEMPTS_MAX, Ask, Live, Session, next_frame};
+use super::session::{Ask, Live, Session, next_frame};
 use super::transport::no_body;
 use crate::digest::Digest;
 
@@ -48,14 +48,15 @@ pub(crate) async fn download(
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     attempts = if position > before { 1 } else { attempts + 1 };
-                    let give_up = attempts >= if live.endpoint.mirror { 2 } else { ATTEMPTS_MAX };
+                    let give_up = attempts >= if live.endpoint.mirror { 2 } else { error.attempts_max() };
+                    let pause = error.retry_after().unwrap_or(backoff);
                     if !error.is_transient() || give_up {
                         tracing::debug!(blob = %blob, endpoint = live.endpoint.authority, %error, "download failed");
                         failures.push((live.endpoint.authority.clone(), error));
                         break;
                     }
-                    tokio::time::sleep(backoff).await;
-                    backoff *= 2;
+                    tokio::time::sleep(pause).await;
+                    backoff = backoff.saturating_mul(2);
                 }
             }
         }

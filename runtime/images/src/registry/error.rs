@@ -1,9 +1,11 @@
 //! What can go wrong between us and a registry, told so that a person knows what to change.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 
+use super::session::ATTEMPTS_MAX;
 use crate::error::Kind;
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -60,7 +62,7 @@ pub enum Error {
     #[error("registry {host} has no blob {digest} of {repository} (404) although the manifest names it")]
     BlobUnknown { host: String, repository: String, digest: String },
     #[error("registry {host} allows no more requests for now (429); try again later or log in")]
-    TooManyRequests { host: String },
+    TooManyRequests { host: String, retry_after: Option<Duration> },
     #[error("registry {host} answered {status} when asked for {what}{}", detail_suffix(detail))]
     Status { host: String, what: String, status: StatusCode, detail: String },
     #[error("registry {host} sent something unusable for {what}: {reason}")]
@@ -110,6 +112,19 @@ impl Error {
             Self::Configuration { .. } => Kind::Invalid,
             // The registry itself is asked last and knows best.
             Self::EveryEndpoint { attempts, .. } => attempts.last().map_or(Kind::Unavailable, |(_, e)| e.kind()),
+        }
+    }
+
+    /// How often the same endpoint is asked. One that is silent was waited for already: only once more.
+    pub(crate) fn attempts_max(&self) -> u32 {
+        if matches!(self, Self::Stalled { .. }) { ATTEMPTS_MAX.min(2) } else { ATTEMPTS_MAX }
+    }
+
+    /// The pause that the registry asked for before the next attempt.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooManyRequests { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 

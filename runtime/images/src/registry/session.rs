@@ -11,7 +11,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, LOCATION, USER_AGENT, WWW_AUTHENTICATE};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -30,7 +32,11 @@ use crate::store::Config;
 
 pub(super) const AGENT: &str = concat!("sampan/", env!("CARGO_PKG_VERSION"));
 /// No byte for so long, and the connection is given up.
-pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A manifest, a token, an error: small, so that a peer that trickles is not waited for longer than one that is silent.
+const SMALL_BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// As much of what a registry asks for with `Retry-After` is granted.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(20);
 const REDIRECTS_MAX: usize = 8;
 pub(super) const ATTEMPTS_MAX: u32 = 4;
 const BACKOFF_START: Duration = Duration::from_millis(150);
@@ -129,13 +135,13 @@ impl Session {
                     Ok(fetched) => return Ok(fetched),
                     Err(crate::Error::Registry(error)) => {
                         // A mirror that is down is passed over at once; the registry itself gets more chances.
-                        let again = error.is_transient() && !live.endpoint.mirror && attempt < ATTEMPTS_MAX;
+                        let again = error.is_transient() && !live.endpoint.mirror && attempt < error.attempts_max();
                         if !again {
                             attempts.push((live.endpoint.authority.clone(), error));
                             break;
                         }
-                        tokio::time::sleep(backoff).await;
-                        backoff *= 2;
+                        tokio::time::sleep(error.retry_after().unwrap_or(backoff)).await;
+                        backoff = backoff.saturating_mul(2);
                     }
                     // A mirror that sends garbage is passed over like one that is down.
                     Err(error) if live.endpoint.mirror => {
@@ -201,6 +207,7 @@ impl Session {
     pub(super) async fn refusal(&self, live: &Live, what: &str, answer: Response<Incoming>, unknown: Error) -> Error {
         let (host, status) = (live.endpoint.authority.clone(), answer.status());
         let repository = self.repository.clone();
+        let retry_after = retry_after(answer.headers());
         let body = read_body(&host, what, answer.into_body(), ERROR_BYTES_MAX).await.unwrap_or_default();
         let detail = error_detail(&body);
         let anonymous = self.auth.is_none() || live.endpoint.mirror;
@@ -208,7 +215,7 @@ impl Session {
             StatusCode::UNAUTHORIZED if anonymous => Error::Unauthorized { host, repository, detail },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied { host, repository, status, detail },
             StatusCode::NOT_FOUND => unknown,
-            StatusCode::TOO_MANY_REQUESTS => Error::TooManyRequests { host },
+            StatusCode::TOO_MANY_REQUESTS => Error::TooManyRequests { host, retry_after },
             status => Error::Status { host, what: what.to_owned(), status, detail },
         }
     }
@@ -362,8 +369,24 @@ pub(super) fn resolve_location(base: &Uri, location: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Reads a small body whole; more than `limit` bytes is an error.
-pub(super) async fn read_body(host: &str, what: &str, mut body: Incoming, limit: u64) -> Result<Bytes, Error> {
+/// RFC 9110, section 10.2.3, the form that registries send: whole seconds.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
+}
+
+/// Reads a small body whole; more than `limit` bytes is an error, and so is one that trickles.
+pub(super) async fn read_body(host: &str, what: &str, body: Incoming, limit: u64) -> Result<Bytes, Error> {
+    match tokio::time::timeout(SMALL_BODY_TIMEOUT, read_whole(host, what, body, limit)).await {
+        Ok(read) => read,
+        Err(_) => {
+            let (host, what) = (host.to_owned(), what.to_owned());
+            Err(Error::Stalled { host, what, seconds: SMALL_BODY_TIMEOUT.as_secs() })
+        }
+    }
+}
+
+async fn read_whole(host: &str, what: &str, mut body: Incoming, limit: u64) -> Result<Bytes, Error> {
     let mut bytes = BytesMut::new();
     loop {
         let Some(frame) = next_frame(host, what, &mut body).await? else { return Ok(bytes.freeze()) };
@@ -420,6 +443,18 @@ mod tests {
         check("/z?q=1", "https://a:5/z?q=1");
         check("z", "https://a:5/v2/x/blobs/z");
         assert_eq!(realm_host("http://127.0.0.1:8/token?x"), "127.0.0.1:8");
+    }
+
+    #[test]
+    fn a_registry_may_ask_for_a_pause_but_not_for_any() {
+        let check = |value: &str, expect: Option<u64>| {
+            let headers = [(RETRY_AFTER, value.parse().unwrap())].into_iter().collect();
+            assert_eq!(retry_after(&headers), expect.map(Duration::from_secs), "{value}");
+        };
+        check("3", Some(3));
+        check("99999999999", Some(RETRY_AFTER_MAX.as_secs()));
+        check("-1", None);
+        check("Wed, 21 Oct 2015 07:28:00 GMT", None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use http::{Method, Request, StatusCode, Uri};
 use serde::Deserialize;
 
 use super::Error;
-use super::session::{AGENT, read_body};
+use super::session::{AGENT, STALL_TIMEOUT, read_body};
 use super::transport::{HttpClient, classify, full_body, no_body};
 use crate::auth::Auth;
 
@@ -41,7 +41,13 @@ pub(super) async fn fetch(client: &HttpClient, ask: &TokenRequest<'_>, auth: Opt
         return Err(protocol(format!("realm {:?} would send credentials without TLS", ask.realm)));
     }
     let request = build(ask, auth).map_err(|error| protocol(error.to_string()))?;
-    let answer = client.request(request).await.map_err(|error| classify(&token_host, "a token", &error))?;
+    let answer = match tokio::time::timeout(STALL_TIMEOUT, client.request(request)).await {
+        Ok(answer) => answer.map_err(|error| classify(&token_host, "a token", &error))?,
+        Err(_) => {
+            return Err(Error::Stalled { host: token_host, what: "a token".into(), seconds: STALL_TIMEOUT.as_secs() });
+        }
+    };
+    let retry_after = super::session::retry_after(answer.headers());
     let status = answer.status();
     let body = read_body(&token_host, "a token", answer.into_body(), TOKEN_BYTES_MAX).await?;
     if !status.is_success() {
@@ -52,7 +58,7 @@ pub(super) async fn fetch(client: &HttpClient, ask: &TokenRequest<'_>, auth: Opt
                 Error::Denied { host, repository, status, detail }
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Unauthorized { host, repository, detail },
-            StatusCode::TOO_MANY_REQUESTS => Error::TooManyRequests { host },
+            StatusCode::TOO_MANY_REQUESTS => Error::TooManyRequests { host, retry_after },
             status => Error::Status { host, what: "a token".into(), status, detail },
         });
     }

@@ -48,6 +48,17 @@ impl Inner {
         fs::metadata(self.paths.blob(&blob.digest)).is_ok_and(|meta| blob.size.is_none_or(|size| size == meta.len()))
     }
 
+    /// A descriptor whose size is not its blob's is refused, also when the blob is here already.
+    pub(crate) fn check_size(&self, blob: &Blob) -> Result<(), Error> {
+        match (fs::metadata(self.paths.blob(&blob.digest)), blob.size) {
+            (Ok(meta), Some(expected)) if meta.len() != expected => {
+                Err(Error::SizeMismatch { subject: blob.subject.clone(), expected, actual: meta.len() })
+            }
+            // Its archive may not be kept here; then only its digest speaks for it.
+            _ => Ok(()),
+        }
+    }
+
     /// Keeps a small blob whose digest was verified.
     pub(crate) fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
         let path = self.paths.blob(digest);

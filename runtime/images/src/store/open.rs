@@ -90,7 +90,8 @@ fn load(paths: &Paths) -> Result<(State, u64), Error> {
 
     let layer_dirs: HashSet<String> = names(&paths.layer_dirs())?.into_iter().filter(|n| n != EMPTY_LAYER).collect();
     layer_dirs.iter().for_each(|name| saw(name));
-    for (path, layer) in records::<LayerRecord>(&paths.layer_records())? {
+    let layers = records::<LayerRecord>(&paths.layer_records())?;
+    for (path, layer) in layers.read {
         if layer_dirs.contains(&layer.name) {
             state.layers.insert(layer.chain_id.clone(), Layer { record: layer, saved: true });
         } else {
@@ -101,16 +102,18 @@ fn load(paths: &Paths) -> Result<(State, u64), Error> {
     }
     let snapshot_dirs = names(&paths.snapshot_dirs())?;
     snapshot_dirs.iter().for_each(|name| saw(name));
-    for (_, snapshot) in records::<SnapshotRecord>(&paths.snapshot_records())? {
+    let snapshots = records::<SnapshotRecord>(&paths.snapshot_records())?;
+    for (_, snapshot) in snapshots.read {
         state.snapshots.insert(snapshot.key.clone(), snapshot);
     }
     // A directory without a record was being made or removed when the last process died.
     let recorded: HashSet<&String> = state.layers.values().map(|layer| &layer.record.name).collect();
-    for name in layer_dirs.iter().filter(|name| !recorded.contains(name)) {
+    // With a record that could not be read, any of them may be what a container runs on.
+    for name in layer_dirs.iter().filter(|name| !layers.has_damaged && !recorded.contains(name)) {
         remove_tree(&paths.layer_dirs().join(name))?;
     }
     let recorded: HashSet<&String> = state.snapshots.values().map(|snapshot| &snapshot.name).collect();
-    for name in snapshot_dirs.iter().filter(|name| !recorded.contains(name)) {
+    for name in snapshot_dirs.iter().filter(|name| !snapshots.has_damaged && !recorded.contains(name)) {
         remove_tree(&paths.snapshot_dirs().join(name))?;
     }
     state.images = load_images(paths)?.into_iter().collect();
@@ -118,7 +121,7 @@ fn load(paths: &Paths) -> Result<(State, u64), Error> {
 }
 
 fn load_images(paths: &Paths) -> Result<HashMap<Digest, Entry>, Error> {
-    let record: Option<ImagesRecord> = record::load(&paths.images())?;
+    let record: Option<ImagesRecord> = record::load_or_set_aside(&paths.images())?;
     let mut images = HashMap::new();
     for record in record.map(|record| record.images).unwrap_or_default() {
         let path = paths.blob(&record.id);
@@ -137,18 +140,25 @@ fn load_images(paths: &Paths) -> Result<HashMap<Digest, Entry>, Error> {
     Ok(images)
 }
 
-fn records<T: DeserializeOwned>(dir: &Path) -> Result<Vec<(PathBuf, T)>, Error> {
-    let mut found = Vec::new();
+/// What a directory of records holds.
+struct Records<T> {
+    read: Vec<(PathBuf, T)>,
+    /// Whether one had to be set aside, now or at an earlier start.
+    has_damaged: bool,
+}
+
+fn records<T: DeserializeOwned>(dir: &Path) -> Result<Records<T>, Error> {
+    let mut read = Vec::new();
     for name in names(dir)? {
         let path = dir.join(&name);
         if !name.ends_with(".json") {
             // Half of a save that was interrupted.
             remove_tree(&path)?;
-        } else if let Some(body) = record::load(&path)? {
-            found.push((path, body));
+        } else if let Some(body) = record::load_or_set_aside(&path)? {
+            read.push((path, body));
         }
     }
-    Ok(found)
+    Ok(Records { read, has_damaged: dir.with_extension("damaged").exists() })
 }
 
 fn names(dir: &Path) -> Result<Vec<String>, Error> {

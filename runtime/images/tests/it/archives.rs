@@ -133,5 +133,5 @@ async fn bad_archives_are_refused() {
         assert_eq!(error.kind(), kind, "{}", told(&error));
         assert!(told(&error).contains(word), "{}", told(&error));
     }
-    assert!(store.images.list().is_empty() && store.names_in("tmp").is_empty());
+    assert!(store.images.list().is_empty() && store.is_emptied("tmp").await);
 }

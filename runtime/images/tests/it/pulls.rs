@@ -1,11 +1,12 @@
 //! Pulling what is in order: platforms, media types, compressions, progress, sharing.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use runtime_images::{Event, Kind, Progress};
+use runtime_images::{Digest, Event, Kind, Progress};
 use serde_json::json;
 
-use crate::fake_registry::FakeRegistry;
+use crate::fake_registry::{Answer, FakeRegistry};
 use crate::sample::{DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Packing, Sample, Store, Tar, told};
 
 #[tokio::test]
@@ -118,4 +119,59 @@ async fn shared_layers_are_fetched_once() {
     assert_ne!(a.id, b.id);
     // base, one, base over base, two; and the directory for images without layers.
     assert_eq!(store.names_in("l").len(), 5);
+}
+
+#[tokio::test]
+async fn an_index_may_name_an_index_but_not_for_ever() {
+    let sample = Sample::small();
+    let inner = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [sample.descriptor("linux", "amd64")]});
+    for (depth, is_taken) in [(1, true), (2, true), (4, true), (5, false)] {
+        let registry = FakeRegistry::start();
+        registry.add("app", "inner", &sample);
+        let mut index = inner.to_string().into_bytes();
+        for _ in 1..depth {
+            let digest = Digest::of(&index).to_string();
+            registry.put(&format!("app/manifests/{digest}"), OCI_INDEX, &index);
+            let descriptor = json!({"mediaType": OCI_INDEX, "digest": digest, "size": index.len(),
+                "platform": {"os": "linux", "architecture": "amd64"}});
+            index =
+                json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [descriptor]}).to_string().into_bytes();
+        }
+        registry.put("app/manifests/v1", OCI_INDEX, &index);
+        let store = Store::new();
+        let pulled = store.images.pull(&registry.reference("app:v1"), None, Progress::silent()).await;
+        assert_eq!(pulled.is_ok(), is_taken, "{depth} deep: {:?}", pulled.err().map(|error| told(&error)));
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_asks_for_a_pause_gets_it() {
+    let refusals = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&refusals);
+    let registry = FakeRegistry::with(move |request, honest| {
+        if request.path.contains("/manifests/v1") && counted.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Answer::of(429, b"").header("Retry-After", "1");
+        }
+        honest
+    });
+    registry.add("app", "v1", &Sample::small());
+    let began = std::time::Instant::now();
+    Store::new().images.pull(&registry.reference("app:v1"), None, Progress::silent()).await.unwrap();
+    assert!(began.elapsed() >= std::time::Duration::from_secs(1), "the pause was not kept");
+}
+
+#[tokio::test]
+async fn a_wrong_size_is_told_also_when_the_layer_is_here() {
+    let sample = Sample::small();
+    let mut lying = sample.clone();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&sample.manifest).unwrap();
+    manifest["layers"][0]["size"] = json!(7);
+    lying.manifest = manifest.to_string().into_bytes();
+    let registry = FakeRegistry::start();
+    registry.add("app", "v1", &sample);
+    registry.add("app", "v2", &lying);
+    let store = Store::new();
+    store.images.pull(&registry.reference("app:v1"), None, Progress::silent()).await.unwrap();
+    let error = store.images.pull(&registry.reference("app:v2"), None, Progress::silent()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt, "{}", told(&error));
 }

@@ -131,3 +131,19 @@ async fn what_a_crash_left_is_swept() {
     assert_eq!(store.names_in("l"), ["empty"]);
     assert!(store.names_in("s").is_empty() && store.names_in("tmp").is_empty() && store.names_in("layers").is_empty());
 }
+
+#[tokio::test]
+async fn a_damaged_record_costs_nothing_but_itself() {
+    let registry = FakeRegistry::start();
+    registry.add("app", "v1", &Sample::small());
+    let store = Store::new();
+    store.images.pull(&registry.reference("app:v1"), None, Progress::silent()).await.unwrap();
+    let records = store.dir.path().join("images/layers");
+    let victim = std::fs::read_dir(&records).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&victim, "{ cut o").unwrap();
+    let dirs = store.names_in("l").len();
+    let store = store.reopen();
+    assert_eq!(store.names_in("l").len(), dirs, "a container may run on any of them");
+    assert_eq!(store.names_in("layers.damaged").len(), 1);
+    store.images.pull(&registry.reference("app:v1"), None, Progress::silent()).await.unwrap();
+}

@@ -12,10 +12,13 @@ use tar::EntryType;
 
 use super::super::Error;
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::layer::decompressed;
+use crate::layer::{Budgeted, HEADER_BYTES_MAX, decompressed};
 
 /// Links among members (old docker-archives share layers so) are followed this often.
 const LINKS_MAX: u32 = 8;
+/// Images have tens of members; more than this is no archive of images.
+const MEMBERS_MAX: usize = 100_000;
+const NAME_BYTES_MAX: usize = 4096;
 
 pub(super) struct Members {
     shown: String,
@@ -161,11 +164,22 @@ impl Members {
 }
 
 fn scan(path: &Path) -> io::Result<HashMap<String, Member>> {
-    let mut archive = tar::Archive::new(BufReader::with_capacity(64 << 10, File::open(path)?));
+    let (stream, budget) = Budgeted::new(BufReader::with_capacity(64 << 10, File::open(path)?));
+    let mut archive = tar::Archive::new(stream);
     let mut members = HashMap::new();
-    for entry in archive.entries_with_seek()? {
+    let mut entries = archive.entries_with_seek()?;
+    loop {
+        // What lies between two entries is passed over by seeking, so all that is read are headers.
+        budget.set(HEADER_BYTES_MAX);
+        let Some(entry) = entries.next() else { break };
         let entry = entry?;
+        if members.len() >= MEMBERS_MAX {
+            return Err(io::Error::other(format!("it has more than {MEMBERS_MAX} members")));
+        }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if name.len() > NAME_BYTES_MAX {
+            return Err(io::Error::other(format!("a member's name has {} bytes", name.len())));
+        }
         let link = |name: &str, relative: bool| {
             let target = entry
                 .link_name()
