@@ -28,6 +28,11 @@ impl Attributes {
         self
     }
 
+    /// Appends a received attribute with its flag bits. One that is too long for an attribute was none.
+    pub(crate) fn put_flagged(&mut self, kind: u16, flags: u16, payload: &[u8]) -> &mut Self {
+        if payload.len() <= usize::from(u16::MAX) - 4 { self.put(kind | flags, payload) } else { self }
+    }
+
     /// A text with its closing NUL.
     pub fn put_text(&mut self, kind: u16, text: &str) -> &mut Self {
         let mut bytes = Vec::with_capacity(text.len() + 1);
@@ -77,13 +82,18 @@ impl Attributes {
 }
 
 /// Walks over attributes: type without flag bits, payload. Stops at the first malformed one.
-pub fn iterate(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn iterate(rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    iterate_raw(rest).map(|(kind, _, payload)| (kind, payload))
+}
+
+/// The same with the flag bits.
+pub(crate) fn iterate_raw(mut rest: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes([*rest.first()?, *rest.get(1)?]));
-        let kind = u16::from_ne_bytes([*rest.get(2)?, *rest.get(3)?]) & TYPE_MASK;
+        let kind = u16::from_ne_bytes([*rest.get(2)?, *rest.get(3)?]);
         let payload = rest.get(4..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, payload))
+        Some((kind & TYPE_MASK, kind & !TYPE_MASK, payload))
     })
 }
 

@@ -6,6 +6,7 @@
 
 pub mod attributes;
 pub mod conntrack;
+pub mod legacy;
 pub mod listening;
 pub mod monitor;
 pub mod namespace;

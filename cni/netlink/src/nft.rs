@@ -4,11 +4,12 @@
 //! and nothing of what they are for. A refused transaction says which of its steps the kernel refused.
 
 use crate::Namespace;
-use crate::attributes::{self, read_text, read_u32_be};
+use crate::attributes::{self, Attributes, read_text, read_u32_be};
 use crate::namespace::NamespaceError;
 use crate::socket::{NLM_F_DUMP, Netfilter, Socket, SocketError, nfgenmsg};
 
 mod expression;
+pub mod snapshot;
 mod transaction;
 
 pub use expression::{
@@ -27,12 +28,15 @@ mod message {
     pub(super) const GET_CHAIN: u16 = 4;
     pub(super) const DELETE_CHAIN: u16 = 5;
     pub(super) const NEW_RULE: u16 = 6;
+    pub(super) const GET_RULE: u16 = 7;
     pub(super) const DELETE_RULE: u16 = 8;
     pub(super) const NEW_SET: u16 = 9;
+    pub(super) const GET_SET: u16 = 10;
     pub(super) const DELETE_SET: u16 = 11;
     pub(super) const NEW_ELEMENT: u16 = 12;
     pub(super) const GET_ELEMENT: u16 = 13;
     pub(super) const DELETE_ELEMENT: u16 = 14;
+    pub(super) const GET_GENERATION: u16 = 16;
 }
 
 /// Why nf_tables did not do as asked.
@@ -182,29 +186,190 @@ impl Nftables {
     /// # Errors
     /// Transport errors.
     pub fn elements(&mut self, family: Family, table: &str, set: &str) -> Result<Vec<FoundElement>, NftError> {
+        Ok(self.raw_elements(family, table, set)?.iter().filter_map(|item| read_element(item)).collect())
+    }
+
+    /// All elements of a map, with everything that belongs to them, to be put into another of the same shape.
+    ///
+    /// # Errors
+    /// Transport errors.
+    pub fn saved_elements(&mut self, family: Family, table: &str, set: &str) -> Result<Vec<SavedElement>, NftError> {
+        let all = self.raw_elements(family, table, set)?;
+        Ok(all.into_iter().filter_map(SavedElement::read).collect())
+    }
+
+    /// The number of the rules' generation: every transaction of anybody makes the next one.
+    ///
+    /// # Errors
+    /// Transport errors.
+    pub fn generation(&mut self) -> Result<u32, NftError> {
+        const ID: u16 = 1;
+        let kind = SUBSYSTEM | message::GET_GENERATION;
+        let received = self.socket.request("ask for the rules' generation", kind, 0, nfgenmsg(0, 0).as_bytes())?;
+        let body = received.first().and_then(|answer| answer.payload.get(4..)).unwrap_or_default();
+        Ok(attributes::find(body, ID).and_then(read_u32_be).unwrap_or_default())
+    }
+
+    /// Base chains of all tables of this family.
+    ///
+    /// # Errors
+    /// Transport errors.
+    pub fn base_chains(&mut self, family: Family) -> Result<Vec<BaseChain>, NftError> {
+        Ok(self.list_chains(family)?.iter().filter_map(|body| read_base_chain(body)).collect())
+    }
+
+    /// All rules of a table, in order.
+    ///
+    /// # Errors
+    /// Transport errors.
+    pub fn rules(&mut self, family: Family, table: &str) -> Result<Vec<FoundRule>, NftError> {
+        Ok(self.list_rules(family, table)?.iter().filter_map(|body| read_rule(body)).collect())
+    }
+
+    fn list_chains(&mut self, family: Family) -> Result<Vec<Vec<u8>>, NftError> {
+        self.list("list nf_tables chains", message::GET_CHAIN, &nfgenmsg(family.number(), 0))
+    }
+
+    fn list_rules(&mut self, family: Family, table: &str) -> Result<Vec<Vec<u8>>, NftError> {
+        let mut request = nfgenmsg(family.number(), 0);
+        request.put_text(1, table);
+        self.list("list nf_tables rules", message::GET_RULE, &request)
+    }
+
+    fn list_sets(&mut self, family: Family, table: &str) -> Result<Vec<Vec<u8>>, NftError> {
+        let mut request = nfgenmsg(family.number(), 0);
+        request.put_text(1, table);
+        self.list("list nf_tables sets", message::GET_SET, &request)
+    }
+
+    /// Bodies of a dump, without the header of nfnetlink; nothing where the table is gone.
+    fn list(&mut self, label: &str, kind: u16, request: &Attributes) -> Result<Vec<Vec<u8>>, NftError> {
+        match self.socket.request(label, SUBSYSTEM | kind, NLM_F_DUMP, request.as_bytes()) {
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
+            Ok(received) => {
+                Ok(received.into_iter().filter_map(|answer| answer.payload.get(4..).map(<[u8]>::to_vec)).collect())
+            }
+        }
+    }
+
+    /// The attributes of each element.
+    fn raw_elements(&mut self, family: Family, table: &str, set: &str) -> Result<Vec<Vec<u8>>, NftError> {
         const TABLE: u16 = 1;
         const SET: u16 = 2;
         const ELEMENTS: u16 = 3;
         const LIST_ITEM: u16 = 1;
         let mut request = nfgenmsg(family.number(), 0);
         request.put_text(TABLE, table).put_text(SET, set);
-        let kind = SUBSYSTEM | message::GET_ELEMENT;
-        let received = match self.socket.request("list nf_tables elements", kind, NLM_F_DUMP, request.as_bytes()) {
-            Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(Vec::new()),
-            other => other?,
-        };
         let mut found = Vec::new();
-        for answer in &received {
-            let body = answer.payload.get(4..).unwrap_or_default();
-            let list = attributes::find(body, ELEMENTS).unwrap_or_default();
-            found.extend(
-                attributes::iterate(list)
-                    .filter(|(kind, _)| *kind == LIST_ITEM)
-                    .filter_map(|(_, item)| read_element(item)),
-            );
+        for body in self.list("list nf_tables elements", message::GET_ELEMENT, &request)? {
+            let list = attributes::find(&body, ELEMENTS).unwrap_or_default();
+            let items = attributes::iterate(list).filter(|(kind, _)| *kind == LIST_ITEM);
+            found.extend(items.map(|(_, item)| item.to_vec()));
         }
         Ok(found)
     }
+}
+
+/// An element as the kernel describes it, the time it has left included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedElement {
+    /// Key bytes.
+    pub key: Vec<u8>,
+    /// Value bytes.
+    pub value: Vec<u8>,
+    attributes: Vec<u8>,
+}
+
+impl SavedElement {
+    fn read(attributes: Vec<u8>) -> Option<Self> {
+        let FoundElement { key, value, .. } = read_element(&attributes)?;
+        Some(Self { key, value, attributes })
+    }
+}
+
+/// A chain that the kernel calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseChain {
+    /// Name of its table.
+    pub table: String,
+    /// Its own.
+    pub name: String,
+    /// As the kernel numbers them: 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
+    pub hook: u32,
+    /// `filter`, `nat` or `route`.
+    pub kind: String,
+    /// What passes all its rules is dropped.
+    pub drops: bool,
+    /// Rules in it.
+    pub uses: u32,
+}
+
+/// A rule as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundRule {
+    /// Its chain.
+    pub chain: String,
+    /// Its number.
+    pub handle: u64,
+    /// The remark it was made with.
+    pub comment: Option<String>,
+    /// Names of its expressions, in order; `match` and `target` of xtables with the extension's name behind a colon, a verdict
+    /// as `drop`, `accept`, `jump:CHAIN` or `goto:CHAIN`.
+    pub expressions: Vec<String>,
+}
+
+fn read_base_chain(body: &[u8]) -> Option<BaseChain> {
+    let text = |kind| attributes::find(body, kind).map(read_text);
+    let hook = attributes::find(attributes::find(body, 4)?, 1).and_then(read_u32_be)?;
+    Some(BaseChain {
+        table: text(1)?,
+        name: text(3)?,
+        hook,
+        kind: text(7).unwrap_or_default(),
+        drops: attributes::find(body, 5).and_then(read_u32_be) == Some(0),
+        uses: attributes::find(body, 6).and_then(read_u32_be).unwrap_or_default(),
+    })
+}
+
+fn read_rule(body: &[u8]) -> Option<FoundRule> {
+    let handle = attributes::find(body, 3)?;
+    let list = attributes::find(body, 4).unwrap_or_default();
+    Some(FoundRule {
+        chain: read_text(attributes::find(body, 2)?),
+        handle: u64::from_be_bytes(handle.try_into().ok()?),
+        comment: attributes::find(body, 7).and_then(transaction::note_to_comment),
+        expressions: attributes::iterate(list).filter_map(|(_, item)| expression_name(item)).collect(),
+    })
+}
+
+fn expression_name(item: &[u8]) -> Option<String> {
+    let name = read_text(attributes::find(item, 1)?);
+    let data = attributes::find(item, 2).unwrap_or_default();
+    Some(match name.as_str() {
+        "match" | "target" => format!("{name}:{}", attributes::find(data, 1).map(read_text).unwrap_or_default()),
+        "immediate" => match attributes::find(data, 2).and_then(|data| attributes::find(data, 2)) {
+            None => name,
+            Some(verdict) => {
+                let chain = attributes::find(verdict, 2).map(read_text).unwrap_or_default();
+                match attributes::find(verdict, 1).and_then(read_u32_be).map(u32::cast_signed) {
+                    Some(0) => "drop".into(),
+                    Some(1) => "accept".into(),
+                    Some(-3) => format!("jump:{chain}"),
+                    Some(-4) => format!("goto:{chain}"),
+                    _ => "return".into(),
+                }
+            }
+        },
+        _ => name,
+    })
+}
+
+/// What a fuzzer calls: any bytes as the kernel's description of an element, a chain, a rule.
+#[doc(hidden)]
+pub fn read_any(bytes: &[u8]) {
+    let _ = (read_element(bytes), read_base_chain(bytes), read_rule(bytes));
+    snapshot::read_any(bytes);
 }
 
 fn read_element(item: &[u8]) -> Option<FoundElement> {

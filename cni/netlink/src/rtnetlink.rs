@@ -206,6 +206,15 @@ impl Rtnetlink {
 
 const LOCAL_TABLE: u32 = 255;
 
+/// A unicast, locally administered hardware address that follows from a link's name: a bridge that is made again has the one
+/// that its ports' neighbours still remember. FNV-1a; a bridge shares its network with nobody's of the same name.
+#[must_use]
+pub fn stable_mac(name: &str) -> [u8; 6] {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let [a, b, c, d, e, ..] = name.bytes().fold(0xcbf2_9ce4_8422_2325, step).to_be_bytes();
+    [0x0a, a, b, c, d, e]
+}
+
 /// Message type and payload, as the framing of [`Outgoing`] wants them.
 pub(crate) fn encode(message: &RouteNetlinkMessage) -> (u16, Vec<u8>) {
     let mut payload = vec![0; message.buffer_len()];

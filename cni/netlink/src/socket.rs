@@ -9,7 +9,7 @@
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use netlink_sys::SocketAddr;
@@ -248,9 +248,9 @@ pub struct Socket<P> {
     protocol: PhantomData<P>,
 }
 
-impl<P> AsRawFd for Socket<P> {
-    fn as_raw_fd(&self) -> RawFd {
-        self.inner.as_raw_fd()
+impl<P> AsFd for Socket<P> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
     }
 }
 

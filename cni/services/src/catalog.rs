@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher::Event;
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -85,6 +86,33 @@ impl Catalog {
         }
     }
 
+    /// An unreadable Service of a list: what was known of it stays.
+    pub(crate) fn keep_service(&mut self, metadata: &ObjectMeta) {
+        if let (Some(seen), Some(namespace), Some(name)) =
+            (&mut self.services_seen, metadata.namespace.clone(), metadata.name.clone())
+        {
+            seen.insert(ServiceName { namespace, name });
+        }
+    }
+
+    /// An unreadable EndpointSlice of a list: what was known of it stays.
+    pub(crate) fn keep_slice(&mut self, metadata: &ObjectMeta) {
+        let known = self.slices_named(metadata);
+        if let Some(seen) = &mut self.slices_seen {
+            seen.extend(known);
+        }
+    }
+
+    /// Slices of this name, whichever Service they belong to: one that cannot be read does not say.
+    fn slices_named(&self, metadata: &ObjectMeta) -> Vec<(ServiceName, String)> {
+        let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else { return Vec::new() };
+        let holders = self
+            .entries
+            .iter()
+            .filter(|(service, entry)| service.namespace == *namespace && entry.slices.contains_key(name));
+        holders.map(|(service, _)| (service.clone(), name.clone())).collect()
+    }
+
     /// Takes one event of the watch of EndpointSlices; returns the names of Services that changed.
     pub fn slice_event(&mut self, event: Event<EndpointSlice>) -> Vec<ServiceName> {
         match event {
@@ -99,7 +127,13 @@ impl Catalog {
                 self.set_slice(slice)
             }
             Event::Apply(slice) => self.set_slice(slice),
-            Event::Delete(slice) => slice_key(&slice).map(|key| self.remove_slice(key)).unwrap_or_default(),
+            Event::Delete(slice) => match slice_key(&slice) {
+                Some(key) => self.remove_slice(key),
+                None => {
+                    let keys = self.slices_named(&slice.metadata);
+                    keys.into_iter().flat_map(|key| self.remove_slice(key)).collect()
+                }
+            },
             Event::InitDone => {
                 let seen = self.slices_seen.take().unwrap_or_default();
                 let mut gone = Vec::new();

@@ -7,21 +7,24 @@
 //! Chains depend on the *number* of endpoints alone; a change of endpoints changes only elements, so a packet sees the
 //! old set or the new one. Connections that exist are conntrack's and are not looked at again.
 //!
-//! IPv4 only. `sessionAffinity: ClientIP` is kept in a map that rules write; it starts empty when the table is made
-//! anew (a restart of the daemon). `externalTrafficPolicy: Local` applies to clients inside the cluster as well.
+//!     postrouting, input   client . daddr . proto . port of Services with affinity -> the endpoint that was chosen
+//!
+//! IPv4 only. `sessionAffinity: ClientIP` is kept in a map that rules write; when the table is made anew (a restart of the
+//! daemon) it is carried over. `externalTrafficPolicy: Local` applies to clients inside the cluster as well.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 
 use cni_netlink::Rtnetlink;
 use cni_netlink::conntrack::Conntrack;
-use cni_netlink::nft::{Element, Family, NftError, Nftables, Transaction, Value};
+use cni_netlink::nft::{Element, Family, NftError, Nftables, SavedElement, Transaction, Value};
 use cni_netlink::rtnetlink::RtnetlinkError;
 use cni_netlink::socket::SocketError;
 use cni_netlink::sysctl::{self, SysctlError};
 use cni_spec::Cidr;
 
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::catalog::{Entry, ServiceName};
 use crate::counts;
@@ -36,6 +39,7 @@ use elements::{Key, Plan, SetKind, Target, ports_of};
 use surroundings::{Conflict, Surroundings};
 
 const UDP: u8 = 17;
+const FORGET_ATTEMPTS_MAX: usize = 5;
 
 /// Why the table is not as wanted.
 #[derive(Debug, thiserror::Error)]
@@ -99,11 +103,22 @@ impl Proxy {
         let nothing = Surroundings::default();
         let Plan { items, conflicts } = match entry {
             None => Plan::default(),
-            Some(entry) if elements::looks_around(entry) => {
-                let surroundings = self.surroundings.get_or_insert_with(Surroundings::look);
-                elements::plan(entry, &self.settings, surroundings)
+            Some(entry) => {
+                let surroundings = if elements::looks_around(entry) {
+                    self.surroundings.get_or_insert_with(Surroundings::look)
+                } else {
+                    &nothing
+                };
+                // One Service that cannot be planned keeps what it has, and ends nobody else's.
+                let plan = || elements::plan(entry, &self.settings, surroundings);
+                let Ok(plan) = std::panic::catch_unwind(AssertUnwindSafe(plan)) else {
+                    let (namespace, name) = (&name.namespace, &name.name);
+                    error!(namespace, name, "planning a Service panicked; its rules stay as they are");
+                    counts::PANICS.add();
+                    return;
+                };
+                plan
             }
-            Some(entry) => elements::plan(entry, &self.settings, &nothing),
         };
         self.tell(name, conflicts);
         let made = entry.and_then(|entry| entry.service.as_ref()?.metadata.creation_timestamp.as_ref());
@@ -137,15 +152,44 @@ impl Proxy {
         passing.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Brings the kernel into step: the differences when it was before, everything anew when not. Blocks.
+    /// The kernel has something else: everything is made anew by the next [`Proxy::apply`].
+    pub fn lost(&mut self) {
+        if self.is_in_step {
+            warn!(table = self.settings.table, "somebody changed the rules of Services; they are made anew");
+            counts::MENDED.add();
+        }
+        self.is_in_step = false;
+    }
+
+    /// Whether [`Proxy::apply`] has anything to write.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        !self.is_in_step || self.desired.is_touched()
+    }
+
+    /// Whether the fixed part of the table is as it was made.
+    ///
+    /// # Errors
+    /// [`ProxyError::Nft`].
+    pub fn is_intact(&self, nft: &mut Nftables) -> Result<bool, ProxyError> {
+        let table = &self.settings.table;
+        let failed = |source| ProxyError::Nft { table: table.clone(), source };
+        let chains = nft.base_chains(Family::Inet).map_err(failed)?;
+        let found = |name: &str| chains.iter().find(|chain| chain.table == *table && chain.name == name);
+        Ok(layout::BASE_CHAINS.iter().all(|(name, rules)| found(name).is_some_and(|chain| chain.uses == *rules)))
+    }
+
+    /// Brings the kernel into step: the differences when it was before, everything anew when not. Blocks. Returns whether
+    /// there was anything to write.
     ///
     /// # Errors
     /// [`ProxyError`]; calling again later makes the table anew.
-    pub fn apply(&mut self) -> Result<(), ProxyError> {
+    pub fn apply(&mut self) -> Result<bool, ProxyError> {
         self.surroundings = None;
         let changes = self.desired.changes();
         if self.is_in_step && changes.is_empty() {
-            return Ok(());
+            self.desired.commit();
+            return Ok(false);
         }
         let table = &self.settings.table;
         let failed = |source| ProxyError::Nft { table: table.clone(), source };
@@ -154,13 +198,19 @@ impl Proxy {
         let was_in_step = std::mem::replace(&mut self.is_in_step, false);
         let is_updated = was_in_step && nft.apply(self.update(&changes)).is_ok();
         if !is_updated {
-            nft.apply(self.rebuild()).map_err(failed)?;
+            let known = self.remembered(&mut nft).map_err(failed)?;
+            nft.apply(self.rebuild(&known)).map_err(failed)?;
         }
         let stale = if is_updated { changes.targets() } else { self.desired.wanted_targets() };
         self.desired.commit();
         self.is_in_step = true;
+        if is_updated && changes.removed.iter().any(|(key, _)| key.set == SetKind::AffinityLive) {
+            self.forget_clients(&mut nft)
+                .map_err(|source| ProxyError::Nft { table: self.settings.table.clone(), source })?;
+        }
         self.open_loopback()?;
-        self.forget_connections(&stale)
+        self.forget_connections(&stale)?;
+        Ok(true)
     }
 
     /// 127.0.0.1:NODE-PORT leaves by the bridge and comes back by it. On only where there is a node port, and only once the
@@ -197,7 +247,7 @@ impl Proxy {
     }
 
     /// The whole table in place of whatever is there.
-    fn rebuild(&self) -> Transaction {
+    fn rebuild(&self, known: &[SavedElement]) -> Transaction {
         let table = &self.settings.table;
         let mut transaction = Transaction::new(Family::Inet);
         transaction.remove_table(table);
@@ -210,7 +260,38 @@ impl Proxy {
             let items = wanted.iter().filter(|(key, _)| key.set == kind).map(to_element);
             transaction.add_elements(table, kind.name(), items);
         }
+        transaction.add_saved_elements(table, layout::AFFINITY, known);
         transaction
+    }
+
+    /// Clients and the endpoints they stay with, as far as those are still wanted, with the time they have left.
+    fn remembered(&self, nft: &mut Nftables) -> Result<Vec<SavedElement>, NftError> {
+        let all = nft.saved_elements(Family::Inet, &self.settings.table, layout::AFFINITY)?;
+        Ok(all.into_iter().filter(|element| self.is_live(element)).collect())
+    }
+
+    fn is_live(&self, element: &SavedElement) -> bool {
+        let front = element.key.get(4..).unwrap_or_default();
+        self.desired.is_live(&[front, &element.value].concat())
+    }
+
+    /// Clients of endpoints that are gone choose again.
+    fn forget_clients(&self, nft: &mut Nftables) -> Result<(), NftError> {
+        const ENOENT: i32 = 2;
+        for _ in 0..FORGET_ATTEMPTS_MAX {
+            let all = nft.saved_elements(Family::Inet, &self.settings.table, layout::AFFINITY)?;
+            let stale = all.into_iter().filter(|element| !self.is_live(element));
+            let stale = stale.map(|element| Element::new(element.key, Value::Nothing));
+            let mut transaction = Transaction::new(Family::Inet);
+            transaction.delete_elements(&self.settings.table, layout::AFFINITY, stale);
+            match nft.apply(transaction) {
+                // One of them expired meanwhile: what is left is looked up again.
+                Err(error) if error.errno() == Some(ENOENT) => {}
+                other => return other,
+            }
+        }
+        // The rules forget each of them when it comes.
+        Ok(())
     }
 
     /// UDP has no end of connection: what still leads to an endpoint that is gone is forgotten, so that the next

@@ -14,13 +14,15 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fmt;
+use std::marker::PhantomData;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::watcher::Event;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use tracing::warn;
 
 /// Objects that `Skipped` remembers to have told of; beyond it, it forgets them all and may tell of one again.
@@ -52,10 +54,44 @@ impl<K> From<K> for Decoded<K> {
     }
 }
 
+/// What `serde_json` calls a value that is wanted as text. A deserializer that does not know it (the buffer of an event whose
+/// `object` stands before its `type`) hands on the value itself, which costs a second pass and no more.
+const AS_TEXT: &str = "$serde_json::private::RawValue";
+
 impl<'de, K: DeserializeOwned> Deserialize<'de> for Decoded<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = Box::<RawValue>::deserialize(deserializer)?;
-        Ok(Self(serde_json::from_str(raw.get()).map_err(|error| Box::new(Unreadable::new(raw.get(), &error)))))
+        deserializer.deserialize_newtype_struct(AS_TEXT, Text(PhantomData))
+    }
+}
+
+struct Text<K>(PhantomData<K>);
+
+impl<K: DeserializeOwned> Text<K> {
+    fn read(text: &str) -> Decoded<K> {
+        Decoded(serde_json::from_str(text).map_err(|error| Box::new(Unreadable::new(text, &error))))
+    }
+}
+
+impl<'de, K: DeserializeOwned> Visitor<'de> for Text<K> {
+    type Value = Decoded<K>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if key == AS_TEXT {
+                return Ok(Self::read(&map.next_value::<String>()?));
+            }
+            object.insert(key, map.next_value()?);
+        }
+        Ok(Self::read(&Value::Object(object).to_string()))
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        Ok(Self::read(&Value::deserialize(deserializer)?.to_string()))
     }
 }
 
@@ -207,7 +243,7 @@ impl Skipped {
 mod tests {
     use k8s_openapi::api::core::v1::{Node, Pod, Service};
     use kube::core::{ObjectList, WatchEvent};
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -237,12 +273,17 @@ mod tests {
     #[test]
     fn a_watch_event_keeps_who_it_is_about() {
         let check = |object: Value, is_readable: bool| {
-            let line = format!(r#"{{"type":"MODIFIED","object":{object}}}"#);
-            let event: WatchEvent<Decoded<Pod>> = serde_json::from_str(&line).unwrap();
-            let WatchEvent::Modified(decoded) = event else { panic!("{line}") };
-            assert_eq!(decoded.meta().resource_version.as_deref(), Some("7"), "a watch goes on from here");
-            assert_eq!(decoded.meta().name.as_deref(), Some("a"));
-            assert_eq!(decoded.into_result().is_ok(), is_readable);
+            // Whichever stands first.
+            for line in [
+                format!(r#"{{"type":"MODIFIED","object":{object}}}"#),
+                format!(r#"{{"object":{object},"type":"MODIFIED"}}"#),
+            ] {
+                let event: WatchEvent<Decoded<Pod>> = serde_json::from_str(&line).unwrap();
+                let WatchEvent::Modified(decoded) = event else { panic!("{line}") };
+                assert_eq!(decoded.meta().resource_version.as_deref(), Some("7"), "a watch goes on from here");
+                assert_eq!(decoded.meta().name.as_deref(), Some("a"));
+                assert_eq!(decoded.into_result().is_ok(), is_readable);
+            }
         };
         check(pod("a", json!({"containers": []})), true);
         check(poisoned("a"), false);

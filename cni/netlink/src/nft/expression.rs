@@ -220,6 +220,12 @@ pub enum Expression {
     Masquerade,
     Reject(Reject),
     Counter,
+    /// A match of xtables, as `iptables` writes and reads them; `info` is its structure, padded to eight bytes.
+    XtMatch {
+        name: &'static str,
+        revision: u32,
+        info: Vec<u8>,
+    },
     Dynset {
         operation: Dynset,
         set: String,
@@ -268,6 +274,7 @@ impl Expression {
             Self::Masquerade => "masq",
             Self::Reject(_) => "reject",
             Self::Counter => "counter",
+            Self::XtMatch { .. } => "match",
             Self::Dynset { .. } => "dynset",
         }
     }
@@ -351,7 +358,14 @@ impl Expression {
                     data.put_u32_be(1, 2).put(2, &[1]);
                 }
             },
-            Self::Masquerade | Self::Counter => {}
+            Self::Masquerade => {}
+            Self::Counter => {
+                // Written out, because `iptables` reads both numbers.
+                data.put_u64_be(1, 0).put_u64_be(2, 0);
+            }
+            Self::XtMatch { name, revision, info } => {
+                data.put_text(1, name).put_u32_be(2, *revision).put(3, info);
+            }
             Self::InSet { .. } | Self::Map { .. } | Self::VerdictMap { .. } | Self::Dynset { .. } => {
                 self.encode_set_data(data);
             }

@@ -307,6 +307,86 @@ impl Transaction {
         self
     }
 
+    /// A chain as the kernel described it.
+    pub(super) fn add_raw_chain(&mut self, table: &str, chain: &str, attributes: &[u8]) -> &mut Self {
+        let mut body = self.body();
+        body.put_text(1, table).raw(attributes);
+        self.push(format!("add chain {chain}"), message::NEW_CHAIN, NLM_F_CREATE, &body)
+    }
+
+    /// A rule as the kernel described it, at the end of its chain.
+    pub(super) fn add_raw_rule(&mut self, table: &str, chain: &str, attributes: &[u8]) -> &mut Self {
+        let mut body = self.body();
+        body.put_text(1, table).put_text(2, chain).raw(attributes);
+        self.push(format!("add a rule to chain {chain}"), message::NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, &body)
+    }
+
+    /// A set as the kernel described it.
+    pub(super) fn add_raw_set(&mut self, table: &str, set: &str, attributes: &[u8]) -> &mut Self {
+        self.sets += 1;
+        let id = self.sets;
+        let mut body = self.body();
+        body.put_text(1, table).raw(attributes).put_u32_be(10, id);
+        self.push(format!("add set {set}"), message::NEW_SET, NLM_F_CREATE, &body)
+    }
+
+    /// Elements as the kernel described them.
+    pub(super) fn add_raw_elements(&mut self, table: &str, set: &str, elements: &[Vec<u8>]) -> &mut Self {
+        const LIST: u16 = 3;
+        const ITEM: u16 = 1;
+        let mut elements = elements.iter().peekable();
+        while elements.peek().is_some() {
+            let mut body = self.body();
+            body.put_text(1, table).put_text(2, set);
+            body.nest(LIST, |list| {
+                let start = list.len();
+                while let Some(element) = elements.next_if(|_| list.len() - start < ELEMENT_BYTES_MAX) {
+                    list.nest(ITEM, |item| item.raw(element));
+                }
+                list
+            });
+            self.push(format!("add elements of {set}"), message::NEW_ELEMENT, NLM_F_CREATE, &body);
+        }
+        self
+    }
+
+    /// Elements that were saved from a map of the same shape.
+    pub fn add_saved_elements(&mut self, table: &str, set: &str, elements: &[super::SavedElement]) -> &mut Self {
+        let raw: Vec<Vec<u8>> = elements.iter().map(|element| element.attributes.clone()).collect();
+        self.add_raw_elements(table, set, &raw)
+    }
+
+    /// A rule at the head of a chain, with a remark that is read back with it. `protocol` is what extensions of xtables in
+    /// it are told.
+    pub fn insert_rule(
+        &mut self,
+        table: &str,
+        chain: &str,
+        expressions: &[Expression],
+        comment: &str,
+        protocol: Option<u8>,
+    ) -> &mut Self {
+        let mut body = self.body();
+        body.put_text(1, table).put_text(2, chain);
+        body.nest(4, |list| {
+            expressions.iter().for_each(|expression| expression.encode(list));
+            list
+        });
+        if let Some(protocol) = protocol {
+            // NFTA_RULE_COMPAT: protocol and flags.
+            body.nest(5, |compat| compat.put_u32_be(1, u32::from(protocol)).put_u32_be(2, 0));
+        }
+        body.put(7, &comment_to_note(comment));
+        self.push(format!("add a rule to chain {chain}"), message::NEW_RULE, NLM_F_CREATE, &body)
+    }
+
+    /// Removes one rule.
+    pub fn delete_rule(&mut self, table: &str, chain: &str, handle: u64) -> &mut Self {
+        let mut body = self.body();
+        body.put_text(1, table).put_text(2, chain).put_u64_be(3, handle);
+        self.push(format!("delete rule {handle} of chain {chain}"), message::DELETE_RULE, 0, &body)
+    }
+
     fn body(&self) -> Attributes {
         nfgenmsg(self.family.number(), 0)
     }

@@ -2,10 +2,10 @@
 //!
 //! Servers are read from a resolv.conf whenever it changed. Our own address is never asked: that would be a loop.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -14,11 +14,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-const WAIT: Duration = Duration::from_secs(2);
+const WAIT: Duration = Duration::from_millis(1500);
+/// For all servers and rounds together: below the five seconds after which clients ask again, so that whoever waits hears
+/// that there is no answer.
+const DEADLINE: Duration = Duration::from_secs(4);
 const ROUNDS: usize = 2;
 /// As the C library: later lines are ignored.
 const SERVERS_MAX: usize = 3;
 const PORT: u16 = 53;
+const RESOLV_CONF_BYTES_MAX: u64 = 64 << 10;
 
 #[derive(Debug)]
 pub(super) struct Upstream {
@@ -34,6 +38,10 @@ impl Upstream {
 
     /// The first usable answer, as bytes with the client's own id; `None` when nobody answers.
     pub(super) async fn ask(&self, query: &[u8], request: &Message, by_tcp: bool) -> Option<Vec<u8>> {
+        timeout(DEADLINE, self.ask_all(query, request, by_tcp)).await.ok().flatten()
+    }
+
+    async fn ask_all(&self, query: &[u8], request: &Message, by_tcp: bool) -> Option<Vec<u8>> {
         let servers = self.servers();
         for _ in 0..ROUNDS {
             for server in &servers {
@@ -58,11 +66,18 @@ impl Upstream {
         {
             return servers.clone();
         }
-        let text = fs::read_to_string(&self.path).unwrap_or_default();
+        let text = read_bounded(&self.path).unwrap_or_default();
         let servers = parse(&text, self.own);
         *read = Some((modified, servers.clone()));
         servers
     }
+}
+
+/// A file that somebody replaced by a huge one is cut.
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(RESOLV_CONF_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The servers of a resolv.conf; a test's may name a port as `1.2.3.4:5300`.

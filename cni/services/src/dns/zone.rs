@@ -2,7 +2,7 @@
 //!
 //!     SERVICE.NAMESPACE.svc            A, AAAA of the cluster IP, of all ready endpoints when headless; CNAME
 //!     HOST.SERVICE.NAMESPACE.svc       one endpoint of a headless Service
-//!     _PORT._PROTOCOL.SERVICE....svc   SRV
+//!     _PORT._PROTOCOL.SERVICE....svc   SRV; all ports of a Service are the SRV records of its plain name
 //!     a-b-c-d.NAMESPACE.pod            A of that address
 //!     reverse zones                    PTR of cluster IPs and of endpoints with a hostname
 //!
@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use cni_spec::Cidr;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use k8s_openapi::api::core::v1::ServiceSpec;
+use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::Endpoint;
 
 use crate::catalog::{Catalog, Entry, ServiceName, cluster_addresses};
@@ -67,7 +67,7 @@ impl Zone {
         let found = if self.domain.zone_of(&lower) {
             let labels: Vec<String> = labels_below(&lower, &self.domain)?;
             let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-            self.find(catalog, &lower, &labels)
+            self.find(catalog, &lower, &labels, kind)
         } else {
             self.reverse(catalog, &lower)?
         };
@@ -86,7 +86,7 @@ impl Zone {
         Some(Answer { exists: found.exists, records, additionals, authority })
     }
 
-    fn find(&self, catalog: &Catalog, name: &Name, labels: &[&str]) -> Found {
+    fn find(&self, catalog: &Catalog, name: &Name, labels: &[&str], kind: RecordType) -> Found {
         let here = |data: Vec<RData>| Found {
             exists: true,
             data: data.into_iter().map(|data| (name.clone(), data)).collect(),
@@ -112,13 +112,20 @@ impl Zone {
                 let Some(spec) = entry.service.as_ref().and_then(|service| service.spec.as_ref()) else {
                     return Found::default();
                 };
-                self.find_service(&key, entry, spec, name, rest)
+                self.find_service(&key, entry, spec, (name, kind), rest)
             }
             _ => Found::default(),
         }
     }
 
-    fn find_service(&self, key: &ServiceName, entry: &Entry, spec: &ServiceSpec, name: &Name, rest: &[&str]) -> Found {
+    fn find_service(
+        &self,
+        key: &ServiceName,
+        entry: &Entry,
+        spec: &ServiceSpec,
+        (name, kind): (&Name, RecordType),
+        rest: &[&str],
+    ) -> Found {
         if spec.type_.as_deref() == Some("ExternalName") {
             let target = spec
                 .external_name
@@ -128,32 +135,17 @@ impl Zone {
             return Found { exists: rest.is_empty(), data: data.into_iter().collect(), additionals: Vec::new() };
         }
         let addresses: Vec<IpAddr> = entry.service.as_deref().map(cluster_addresses).unwrap_or_default();
-        let service_name = self.service_name(key);
+        let records = |wanted: Option<(&str, &str)>| {
+            service_records(name, self.service_targets(key, entry, spec, &addresses, wanted))
+        };
         match rest {
+            // The Service itself exists, whether a port of it leads anywhere or not.
+            [] if kind == RecordType::SRV => Found { exists: true, ..records(None) },
             [] if !addresses.is_empty() => found_addresses(name, addresses),
             // A headless Service without endpoints has no addresses, yet it exists.
             [] => found_addresses(name, endpoints(entry, spec).into_iter().map(|host| host.address)),
             [port, protocol] => match (port.strip_prefix('_'), protocol.strip_prefix('_')) {
-                (Some(port), Some(protocol)) if addresses.is_empty() => {
-                    let hosts = endpoints(entry, spec);
-                    let targets = hosts.into_iter().flat_map(|host| {
-                        let wanted = host.ports.iter().filter(|found| found.matches(port, protocol));
-                        let target = join(&[&host.name], &service_name);
-                        wanted.map(|found| (target.clone(), found.number, host.address)).collect::<Vec<_>>()
-                    });
-                    service_records(name, targets.collect())
-                }
-                (Some(port), Some(protocol)) => {
-                    let ports = spec.ports.iter().flatten().filter(|found| {
-                        found.name.as_deref() == Some(port)
-                            && found.protocol.as_deref().unwrap_or("TCP").eq_ignore_ascii_case(protocol)
-                    });
-                    let numbers = ports.filter_map(|found| u16::try_from(found.port).ok());
-                    let targets = numbers.flat_map(|number| {
-                        addresses.iter().map(|address| (service_name.clone(), number, *address)).collect::<Vec<_>>()
-                    });
-                    service_records(name, targets.collect())
-                }
+                (Some(port), Some(protocol)) => records(Some((port, protocol))),
                 _ => Found::default(),
             },
             // Every part of an existing name exists (RFC 8020).
@@ -165,6 +157,40 @@ impl Zone {
             }
             _ => Found::default(),
         }
+    }
+
+    /// Name, port and address behind each port of a Service, or behind the one of this name and protocol.
+    fn service_targets(
+        &self,
+        key: &ServiceName,
+        entry: &Entry,
+        spec: &ServiceSpec,
+        addresses: &[IpAddr],
+        wanted: Option<(&str, &str)>,
+    ) -> Vec<(Name, u16, IpAddr)> {
+        let service_name = self.service_name(key);
+        if addresses.is_empty() {
+            let hosts = endpoints(entry, spec);
+            let targets = hosts.into_iter().flat_map(|host| {
+                let ports = host.ports.iter();
+                let ports = ports.filter(|found| wanted.is_none_or(|(name, protocol)| found.matches(name, protocol)));
+                let target = join(&[&host.name], &service_name);
+                ports.map(|found| (target.clone(), found.number, host.address)).collect::<Vec<_>>()
+            });
+            return targets.collect();
+        }
+        let is_wanted = |found: &&ServicePort| {
+            wanted.is_none_or(|(name, protocol)| {
+                found.name.as_deref() == Some(name)
+                    && found.protocol.as_deref().unwrap_or("TCP").eq_ignore_ascii_case(protocol)
+            })
+        };
+        let ports = spec.ports.iter().flatten().filter(is_wanted);
+        let numbers = ports.filter_map(|found| u16::try_from(found.port).ok());
+        let targets = numbers.flat_map(|number| {
+            addresses.iter().map(|address| (service_name.clone(), number, *address)).collect::<Vec<_>>()
+        });
+        targets.collect()
     }
 
     /// `None` when the address is in none of our networks and belongs to no Service.

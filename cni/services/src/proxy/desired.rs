@@ -78,6 +78,18 @@ impl Desired {
         }
     }
 
+    /// Whether anything was claimed or let go since the last [`Desired::commit`].
+    #[must_use]
+    pub fn is_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// Whether a client of a Service with affinity may stay with this endpoint.
+    #[must_use]
+    pub fn is_live(&self, front_and_endpoint: &[u8]) -> bool {
+        self.claims.contains_key(&Key { set: SetKind::AffinityLive, bytes: front_and_endpoint.to_vec() })
+    }
+
     /// Whether a node port leads anywhere.
     #[must_use]
     pub fn has_node_ports(&self) -> bool {
@@ -177,7 +189,15 @@ impl Desired {
 
 /// Sets that say something about connections and lead none.
 fn is_note(set: SetKind) -> bool {
-    matches!(set, SetKind::Hairpin | SetKind::AffinityLive | SetKind::External | SetKind::NodePortFronts)
+    matches!(
+        set,
+        SetKind::Hairpin
+            | SetKind::AffinityLive
+            | SetKind::External
+            | SetKind::NodePortFronts
+            | SetKind::Affine
+            | SetKind::AffineNodePorts
+    )
 }
 
 fn chain_counts(items: &[Item]) -> HashMap<Chain, usize> {

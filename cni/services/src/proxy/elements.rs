@@ -46,16 +46,22 @@ pub enum SetKind {
     External,
     /// protocol . port of the node: the same.
     NodePortFronts,
+    /// address . protocol . port of Services with affinity -> the chain that remembers.
+    Affine,
+    /// protocol . port of the node: the same.
+    AffineNodePorts,
 }
 
 impl SetKind {
     /// In the order of changes.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Endpoints,
         Self::AffinityLive,
         Self::Hairpin,
         Self::External,
         Self::NodePortFronts,
+        Self::Affine,
+        Self::AffineNodePorts,
         Self::Services,
         Self::NodePorts,
         Self::Refused,
@@ -75,6 +81,8 @@ impl SetKind {
             Self::Hairpin => "hairpin",
             Self::External => "external",
             Self::NodePortFronts => "node-port-fronts",
+            Self::Affine => "affine",
+            Self::AffineNodePorts => "affine-node-ports",
         }
     }
 }
@@ -88,7 +96,7 @@ pub struct Key {
     pub bytes: Vec<u8>,
 }
 
-/// A chain that distributes over a number of endpoints.
+/// A chain that distributes over a number of endpoints; over none, one that remembers which was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Chain {
     /// The destination is the node, not the key's address.
@@ -103,6 +111,7 @@ impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.is_node_port { "node-port" } else { "service" };
         match self.affinity_seconds {
+            Some(seconds) if self.count == 0 => write!(f, "remember-{kind}-for-{seconds}s"),
             None => write!(f, "{kind}-{}", self.count),
             Some(seconds) => write!(f, "{kind}-{}-for-{seconds}s", self.count),
         }
@@ -278,6 +287,10 @@ impl Front<'_> {
         let chain = Chain { is_node_port: self.is_node_port, count, affinity_seconds };
         let (set, bytes) = place(SetKind::Services, SetKind::NodePorts);
         items.push((Key { set, bytes }, Target::Chain(chain)));
+        if affinity_seconds.is_some() {
+            let (set, bytes) = place(SetKind::Affine, SetKind::AffineNodePorts);
+            items.push((Key { set, bytes }, Target::Chain(Chain { count: 0, ..chain })));
+        }
         for (index, (address, port)) in (0..count).zip(self.endpoints) {
             let bytes = [&full[..], &index.to_ne_bytes()].concat();
             items.push((Key { set: SetKind::Endpoints, bytes }, Target::Endpoint(*address, *port)));

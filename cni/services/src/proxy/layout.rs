@@ -10,7 +10,10 @@ use cni_netlink::nft::{
 use super::Settings;
 use super::elements::{Chain, SetKind};
 
-const AFFINITY: &str = "affinity";
+/// client . address . protocol . port -> endpoint, with a time after which it is forgotten.
+pub(super) const AFFINITY: &str = "affinity";
+/// Behind destination NAT, before source NAT at 95: client and endpoint are both seen as they are.
+const LEARN: [(&str, Hook); 2] = [("learn-postrouting", Hook::Postrouting), ("learn-input", Hook::Input)];
 /// What came from elsewhere and leaves to elsewhere, translated.
 const THROUGH: &str = "through";
 const FRONT: [DataKind; 3] = [DataKind::Ipv4, DataKind::Protocol, DataKind::Port];
@@ -19,6 +22,19 @@ const RTN_LOCAL: u32 = 2;
 const STATE_NEW: u32 = 1 << 3;
 const STATUS_DNAT: u32 = 1 << 5;
 const TCP: u8 = 6;
+
+/// What [`add_table`] makes of chains that the kernel calls, and how many rules each has.
+pub(super) const BASE_CHAINS: [(&str, u32); 9] = [
+    (LEARN[0].0, 2),
+    (LEARN[1].0, 2),
+    ("nat-prerouting", 2),
+    ("nat-output", 2),
+    ("nat-postrouting", 3),
+    ("filter-forward", 2),
+    ("filter-output", 3),
+    ("filter-input", 2),
+    ("guard", 2),
+];
 
 /// Everything but elements and distributing chains.
 pub(super) fn add_table(transaction: &mut Transaction, settings: &Settings) {
@@ -35,6 +51,17 @@ pub(super) fn add_table(transaction: &mut Transaction, settings: &Settings) {
         transaction.add_base_chain(table, chain, ChainKind::Nat, (hook, -100, Policy::Accept), &[]);
         transaction.add_rule(table, chain, &by_address(SetKind::Services));
         transaction.add_rule(table, chain, &by_node_port(SetKind::NodePorts));
+    }
+    for (chain, hook) in LEARN {
+        transaction.add_base_chain(table, chain, ChainKind::Nat, (hook, 94, Policy::Accept), &[]);
+        let dnat = || [ipv4(), masked(CtKey::Status, STATUS_DNAT)].concat();
+        let mut by_address = dnat();
+        by_address.extend(original_front(false, 0));
+        by_address.push(Expression::VerdictMap { map: SetKind::Affine.name().into(), key: Register(0) });
+        let mut by_port = dnat();
+        by_port.extend(original_front(true, 0));
+        by_port.push(Expression::VerdictMap { map: SetKind::AffineNodePorts.name().into(), key: Register(1) });
+        transaction.add_rule(table, chain, &by_address).add_rule(table, chain, &by_port);
     }
     // Before the usual source NAT at 100: what Services need is decided first.
     transaction.add_base_chain(table, "nat-postrouting", ChainKind::Nat, (Hook::Postrouting, 95, Policy::Accept), &[]);
@@ -83,8 +110,10 @@ fn add_sets(transaction: &mut Transaction, table: &str) {
         let with_index = [FRONT.as_slice(), &[DataKind::Number]].concat();
         let with_endpoint = [FRONT.as_slice(), &ENDPOINT].concat();
         let (key, data): (&[DataKind], _) = match kind {
-            SetKind::Services | SetKind::Refused => (&FRONT, SetData::Verdict),
-            SetKind::NodePorts | SetKind::RefusedNodePorts => (&FRONT[1..], SetData::Verdict),
+            SetKind::Services | SetKind::Refused | SetKind::Affine => (&FRONT, SetData::Verdict),
+            SetKind::NodePorts | SetKind::RefusedNodePorts | SetKind::AffineNodePorts => {
+                (&FRONT[1..], SetData::Verdict)
+            }
             SetKind::Endpoints => (&with_index, SetData::Fields(&ENDPOINT)),
             SetKind::AffinityLive => (&with_endpoint, SetData::Nothing),
             SetKind::Hairpin => (&[DataKind::Ipv4, DataKind::Ipv4], SetData::Nothing),
@@ -98,47 +127,69 @@ fn add_sets(transaction: &mut Transaction, table: &str) {
     transaction.add_set(table, &Set { name: AFFINITY, key: &key, data, is_dynamic: true });
 }
 
-/// A chain that sends a new connection to one of `count` endpoints.
+/// A chain that sends a new connection to one of `count` endpoints, or remembers which one it was sent to.
+///
+/// What is remembered is read from the packet behind the translation, not from the map that chose: `nft` before 1.0.7 ends
+/// with an assertion when it lists a rule that hands a map's value on, and with it every listing of the machine's rules.
 pub(super) fn add_chain(transaction: &mut Transaction, table: &str, chain: &Chain) {
     let name = chain.to_string();
     transaction.add_chain(table, &name);
-    let Some(seconds) = chain.affinity_seconds else {
-        let mut rule = load_front(chain, 0);
-        rule.push(Expression::Random { modulus: chain.count, to: Register(3) });
-        rule.push(Expression::Map { map: SetKind::Endpoints.name().into(), key: Register(0), to: Register(8) });
-        rule.push(Expression::Dnat4 { address: Register(8), port: Register(9) });
-        transaction.add_rule(table, &name, &rule);
+    if chain.count == 0 {
+        for rule in remember(chain) {
+            transaction.add_rule(table, &name, &rule);
+        }
         return;
+    }
+    if chain.affinity_seconds.is_some() {
+        let mut known = vec![Expression::Payload { field: Payload::Ip4Source, to: Register(0) }];
+        known.extend(load_front(chain, 1));
+        known.push(Expression::Map { map: AFFINITY.into(), key: Register(0), to: Register(8) });
+        known.push(Expression::Dnat4 { address: Register(8), port: Register(9) });
+        transaction.add_rule(table, &name, &known);
+    }
+    let mut choose = load_front(chain, 0);
+    choose.push(Expression::Random { modulus: chain.count, to: Register(3) });
+    choose.push(Expression::Map { map: SetKind::Endpoints.name().into(), key: Register(0), to: Register(8) });
+    choose.push(Expression::Dnat4 { address: Register(8), port: Register(9) });
+    transaction.add_rule(table, &name, &choose);
+}
+
+/// A client's endpoint is remembered as long as it is one, and forgotten otherwise: who left between the choice and now is
+/// nobody's endpoint for the next three hours.
+fn remember(chain: &Chain) -> [Vec<Expression>; 2] {
+    let load = || {
+        let mut rule = vec![Expression::Payload { field: Payload::Ip4Source, to: Register(0) }];
+        rule.extend(original_front(chain.is_node_port, 1));
+        rule.push(Expression::Payload { field: Payload::Ip4Destination, to: Register(4) });
+        rule.push(Expression::Payload { field: Payload::DestinationPort, to: Register(5) });
+        rule
     };
-    let remember = |operation, value| Expression::Dynset {
+    let change = |operation| Expression::Dynset {
         operation,
         set: AFFINITY.into(),
         key: Register(0),
-        value: Some(value),
-        timeout_milliseconds: Some(u64::from(seconds) * 1000),
+        value: Some(Register(4)),
+        timeout_milliseconds: chain.affinity_seconds.map(|seconds| u64::from(seconds).saturating_mul(1000)),
     };
-    let load = || {
-        let mut rule = vec![Expression::Payload { field: Payload::Ip4Source, to: Register(0) }];
-        rule.extend(load_front(chain, 1));
-        rule
-    };
-    // A client that is known, and whose endpoint still lives.
-    let mut known = load();
-    known.push(Expression::Map { map: AFFINITY.into(), key: Register(0), to: Register(4) });
     let live = SetKind::AffinityLive.name().into();
-    known.push(Expression::InSet { set: live, key: Register(1), inverted: false });
-    known.push(remember(Dynset::Update, Register(4)));
-    known.push(Expression::Dnat4 { address: Register(4), port: Register(5) });
-    // An update keeps the old value, so a client whose endpoint is gone is forgotten first.
+    let mut keep = load();
+    keep.push(Expression::InSet { set: live, key: Register(1), inverted: false });
+    // An update keeps an old value: a client that chose anew is forgotten first.
+    keep.extend([change(Dynset::Delete), change(Dynset::Update), Expression::Verdict(Verdict::Accept)]);
     let mut forget = load();
-    forget.push(Expression::Value { value: vec![0; 8], to: Register(8) });
-    forget.push(remember(Dynset::Delete, Register(8)));
-    let mut choose = load();
-    choose.push(Expression::Random { modulus: chain.count, to: Register(4) });
-    choose.push(Expression::Map { map: SetKind::Endpoints.name().into(), key: Register(1), to: Register(8) });
-    choose.push(remember(Dynset::Add, Register(8)));
-    choose.push(Expression::Dnat4 { address: Register(8), port: Register(9) });
-    transaction.add_rule(table, &name, &known).add_rule(table, &name, &forget).add_rule(table, &name, &choose);
+    forget.push(change(Dynset::Delete));
+    [keep, forget]
+}
+
+/// Like [`load_front`], of the first packet as it was sent.
+fn original_front(is_node_port: bool, first: u8) -> Vec<Expression> {
+    let address = if is_node_port {
+        Expression::Value { value: vec![0; 4], to: Register(first) }
+    } else {
+        Expression::CtOriginal { key: CtTuple::Ip4Destination, to: Register(first) }
+    };
+    let port = Expression::CtOriginal { key: CtTuple::DestinationPort, to: Register(first + 2) };
+    [vec![address], load_protocol(first + 1), vec![port]].concat()
 }
 
 /// Address, protocol and port of the way in, in three registers; node ports have no address.

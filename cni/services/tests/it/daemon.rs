@@ -23,17 +23,17 @@ const VIP: Ipv4Addr = Ipv4Addr::new(10, 43, 1, 1);
 
 /// Lists what it holds and sends every change to all watches.
 #[derive(Clone)]
-struct FakeApi {
+pub(crate) struct FakeApi {
     objects: Arc<Mutex<Vec<(&'static str, Value)>>>,
     changes: broadcast::Sender<(&'static str, String)>,
 }
 
 impl FakeApi {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { objects: Arc::default(), changes: broadcast::channel(64).0 }
     }
 
-    fn put(&self, resource: &'static str, object: impl serde::Serialize) {
+    pub(crate) fn put(&self, resource: &'static str, object: impl serde::Serialize) {
         let mut object = serde_json::to_value(object).unwrap();
         object["metadata"]["resourceVersion"] = json!("7");
         let mut objects = self.objects.lock().unwrap();
@@ -78,13 +78,13 @@ impl FakeApi {
 }
 
 /// The daemon on threads of its own, inside the node's namespace.
-struct Daemon {
+pub(crate) struct Daemon {
     shutdown: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Daemon {
-    fn start(namespace: &Namespace, api: &FakeApi) -> Self {
+    pub(crate) fn start(namespace: &Namespace, api: &FakeApi) -> Self {
         let (api, shutdown) = (api.clone(), CancellationToken::new());
         let token = shutdown.clone();
         let namespace = namespace.try_clone().unwrap();
@@ -97,7 +97,7 @@ impl Daemon {
                         client: api.client(),
                         node_name: "here".into(),
                         node_ips: Vec::new(),
-                        reserved: Vec::new(),
+                        reserved: vec!["0.0.0.0:6443".parse().unwrap(), "10.43.0.10:53".parse().unwrap()],
                         table: "sampan".into(),
                         bridge: "sampan0".into(),
                         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
@@ -114,13 +114,13 @@ impl Daemon {
         Self { shutdown, thread: Some(thread) }
     }
 
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.shutdown.cancel();
         self.thread.take().unwrap().join().unwrap();
     }
 }
 
-fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now().checked_add(Duration::from_secs(20)).expect("a clock that is not near its end");
     loop {
         if let Some(value) = attempt() {
@@ -175,7 +175,7 @@ fn the_daemon_follows_restarts_and_cleans_up() {
 }
 
 /// One A record of the Service's name, asked of the cluster's DNS server.
-fn resolve(client: &Namespace) -> [u8; 4] {
+pub(crate) fn resolve(client: &Namespace) -> [u8; 4] {
     use hickory_proto::op::{Message, MessageType, OpCode, Query};
     use hickory_proto::rr::{Name, RData, RecordType};
     let mut query = Message::new(1, MessageType::Query, OpCode::Query);

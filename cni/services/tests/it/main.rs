@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic, its supporting functions too")]
 
 mod daemon;
+mod firewall;
 mod measure;
+mod mend;
 mod names;
 mod node;
 mod objects;

@@ -168,6 +168,10 @@ fn a_client_with_affinity_stays_until_its_endpoint_goes() {
     objects.slice_event(Event::Apply(slice("web", &PORTS, &both)));
     node.apply(&mut proxy, &objects, &[name("web")]);
     assert_eq!(ask(80), HashSet::from([left.to_owned()]), "stays with the new one");
+    // Another process makes the table anew: who stayed with an endpoint stays.
+    let mut successor = Proxy::new(settings());
+    node.apply(&mut successor, &objects, &[name("web")]);
+    assert_eq!(ask(80), HashSet::from([left.to_owned()]), "also over a restart");
 }
 
 #[test]
