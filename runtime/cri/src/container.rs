@@ -1,4 +1,4 @@
-//! Containers: one file per RPC. All of it blocks, but for the streams; the service runs it on blocking threads.
+//! Containers: one file per RPC. What is not async blocks; the service runs it in the pool.
 
 pub(crate) mod create;
 pub(crate) mod exec_sync;
@@ -10,6 +10,7 @@ pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod update_resources;
+pub(crate) mod volumes;
 
 use std::path::PathBuf;
 

@@ -12,18 +12,20 @@ use runtime_cri_api::v1::{
 
 use crate::record::{ContainerRecord, SandboxRecord};
 
-/// Whether the pod's shim answers. Not kept on disk: found out at start, and by the end of its event stream.
+/// Whether the pod's shim is there. Not kept on disk: found out at start, and by the end of its event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shim {
     Absent,
     Alive,
+    /// It is there, or not known to be dead, and does not answer: what it said last still stands.
+    Silent,
     /// It was told to end; the end of its event stream is no surprise.
     Ending,
 }
 
 pub(crate) fn sandbox_state(record: &SandboxRecord, shim: Shim) -> PodSandboxState {
     match (record.ready_at_ns, record.stopped_at_ns, shim) {
-        (Some(_), None, Shim::Alive) => PodSandboxState::SandboxReady,
+        (Some(_), None, Shim::Alive | Shim::Silent) => PodSandboxState::SandboxReady,
         _ => PodSandboxState::SandboxNotready,
     }
 }
@@ -122,7 +124,7 @@ pub(crate) fn container_status(record: &ContainerRecord) -> ContainerStatus {
         log_path: record.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         resources: record.resources.clone().map(|linux| ContainerResources { linux: Some(linux), windows: None }),
         user: record.user.clone(),
-        stop_signal: record.config.stop_signal,
+        stop_signal: crate::spec::signal::told(record.stop_signal).into(),
     }
 }
 
@@ -165,6 +167,7 @@ mod tests {
             resources: None,
             cgroup: String::new(),
             created_at_ns: None,
+            refused: None,
             started_at_ns: None,
             exit: None,
         }

@@ -4,17 +4,23 @@
 //! acknowledged is on disk, so the server may die at any instruction and be started again; see `adopt`.
 
 mod adopt;
+mod caller;
 mod config;
 mod container;
 mod events;
 mod facts;
 mod image;
+mod kept;
+mod kill;
 mod network;
 mod node;
+mod pool;
+mod private;
 mod record;
 mod runtime;
 mod sandbox;
 mod server;
+mod shim;
 mod spec;
 mod status;
 mod streaming;

@@ -1,25 +1,37 @@
 //! The server's state: every sandbox and container it knows, their names, and the one way to change their facts.
 //!
-//! Invariants: a fact is on disk before it is in memory, and in memory before anybody is told. Work on one sandbox or
-//! container that changes it is serialised by its `work` lock; reading never waits for work. Locks are taken sandbox first,
-//! container second, facts last, and no lock is held across a wait for an exit.
+//! Invariants: what is acknowledged is on disk (`kept`); what happened is in memory before anybody is told, and on disk as soon as the
+//! disk takes it. Work on one sandbox or container that changes it is serialised by its `work` lock; reading never waits for work
+//! or for a disk. Locks are taken sandbox first, container second, and no lock is held across a wait for an exit.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use runtime_images::Images;
+use runtime_linux::cgroup::Hierarchy;
 use runtime_shim::Client;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
+use crate::caller::Caller;
 use crate::config::Config;
+use crate::container::stats::Measured;
 use crate::events::Events;
 use crate::facts::Shim;
+use crate::kept::Kept;
+use crate::pool::Pool;
 use crate::record::{ContainerRecord, Records, SandboxRecord};
 use crate::runtime::status::NetworkRange;
-use crate::status::Error;
+use crate::spec::host::Host;
+use crate::status::{Error, chain};
 use crate::streaming::Streams;
+
+/// Between two tries to write what a disk refused.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LAST: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -29,8 +41,14 @@ pub(crate) struct Node {
     pub(crate) events: Events,
     pub(crate) streams: Streams,
     pub(crate) network_range: NetworkRange,
+    pub(crate) pool: Pool,
+    /// Found out once: the table of mounts grows with the pods.
+    pub(crate) hierarchy: Hierarchy,
+    pub(crate) host: Host,
     /// For the few async calls of work that runs on blocking threads.
     pub(crate) tokio: Handle,
+    /// Whether somebody is writing what a disk refused.
+    retrying: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -38,43 +56,73 @@ pub(crate) struct Node {
 struct State {
     sandboxes: BTreeMap<String, Arc<Sandbox>>,
     containers: BTreeMap<String, Arc<Container>>,
+    /// Sandbox -> its containers by id.
+    members: HashMap<String, BTreeMap<String, Arc<Container>>>,
     /// Name -> id, from before the work begins until the removal is done.
     sandbox_names: HashMap<String, String>,
     container_names: HashMap<String, String>,
+}
+
+/// Whether something announced is still being made, and for whom.
+#[derive(Debug)]
+pub(crate) struct Making {
+    caller: Caller,
+    ended: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+pub(crate) struct MakingGuard<'a>(&'a Making);
+
+impl Drop for MakingGuard<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) id: String,
     pub(crate) dir: PathBuf,
+    pub(crate) making: Making,
     work: Mutex<()>,
-    facts: Mutex<(SandboxRecord, Shim)>,
+    kept: Kept<SandboxRecord>,
+    shim: Mutex<Shim>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) sandbox: Arc<Sandbox>,
+    pub(crate) making: Making,
+    /// The writable layer's size, as it was measured last.
+    pub(crate) measured: Mutex<Option<Measured>>,
     work: Mutex<()>,
-    facts: Mutex<ContainerRecord>,
-    changed: Condvar,
+    kept: Kept<ContainerRecord>,
+    has_ended: watch::Sender<bool>,
 }
 
-/// Facts are consistent between statements, so a panic elsewhere does not poison them.
+/// The state is consistent between statements, so a panic elsewhere does not poison it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Node {
-    pub(crate) fn new(
-        config: Config,
-        images: Images,
-        records: Records,
-        streams: Streams,
-        network_range: NetworkRange,
-    ) -> Self {
-        let state = Mutex::default();
-        Self { config, images, records, events: Events::new(), streams, network_range, tokio: Handle::current(), state }
+    pub(crate) fn new(config: Config, images: Images, records: Records, streams: Streams) -> Result<Self, Error> {
+        let hierarchy = Hierarchy::detect().map_err(|source| Error::Cgroup { path: "/".into(), source })?;
+        Ok(Self {
+            config,
+            images,
+            records,
+            events: Events::new(),
+            streams,
+            network_range: NetworkRange::default(),
+            pool: Pool::new(),
+            hierarchy,
+            host: Host::detect(),
+            tokio: Handle::current(),
+            retrying: AtomicBool::new(false),
+            state: Mutex::default(),
+        })
     }
 
     pub(crate) fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
@@ -86,8 +134,7 @@ impl Node {
     }
 
     pub(crate) fn containers_of(&self, sandbox: &str) -> Vec<Arc<Container>> {
-        let state = lock(&self.state);
-        state.containers.values().filter(|container| container.sandbox.id == sandbox).cloned().collect()
+        lock(&self.state).members.get(sandbox).map(|members| members.values().cloned().collect()).unwrap_or_default()
     }
 
     /// By id, or by the beginning of one that only one has (people type those).
@@ -99,113 +146,259 @@ impl Node {
         find(&lock(&self.state).containers, "container", id)
     }
 
-    /// Takes the name, records the intent, and makes the sandbox known.
-    pub(crate) fn announce_sandbox(&self, name: &str, record: SandboxRecord) -> Result<Arc<Sandbox>, Error> {
-        let id = record.id.clone();
-        reserve(&mut lock(&self.state).sandbox_names, "pod sandbox", name, &id)?;
-        if let Err(error) = self.records.save_sandbox(&record) {
-            lock(&self.state).sandbox_names.remove(name);
+    /// Takes the name, makes the sandbox known and records the intent. Who finds the name taken finds its holder too.
+    pub(crate) fn announce_sandbox(
+        &self,
+        name: &str,
+        record: SandboxRecord,
+        caller: Caller,
+    ) -> Result<Arc<Sandbox>, Error> {
+        let sandbox = self.make_sandbox(record, Making::by(caller));
+        {
+            let mut state = lock(&self.state);
+            reserve(&mut state.sandbox_names, "pod sandbox", name, &sandbox.id)?;
+            state.sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
+        }
+        if let Err(error) = sandbox.kept.announce(&self.records) {
+            let mut state = lock(&self.state);
+            state.sandboxes.remove(&sandbox.id);
+            state.sandbox_names.remove(name);
+            sandbox.making.end();
             return Err(error.into());
         }
-        Ok(self.know_sandbox(record))
+        Ok(sandbox)
     }
 
     pub(crate) fn announce_container(
         &self,
         sandbox: &Arc<Sandbox>,
         record: ContainerRecord,
+        caller: Caller,
     ) -> Result<Arc<Container>, Error> {
-        let (id, name) = (record.id.clone(), record.name.clone());
-        reserve(&mut lock(&self.state).container_names, "container", &name, &id)?;
-        if let Err(error) = self.records.save_container(&record) {
-            lock(&self.state).container_names.remove(&name);
+        let name = record.name.clone();
+        let container = Self::make_container(sandbox, record, Making::by(caller));
+        {
+            let mut state = lock(&self.state);
+            reserve(&mut state.container_names, "container", &name, &container.id)?;
+            state.insert(&container);
+        }
+        if let Err(error) = container.kept.announce(&self.records) {
+            lock(&self.state).remove(&container, &name);
+            container.making.end();
             return Err(error.into());
         }
-        Ok(self.know_container(sandbox, record))
+        Ok(container)
     }
 
-    /// Takes a record into memory; its name goes with it.
+    /// Takes a record of the disk into memory; its name goes with it.
     pub(crate) fn know_sandbox(&self, record: SandboxRecord) -> Arc<Sandbox> {
-        let sandbox = Arc::new(Sandbox {
-            id: record.id.clone(),
-            dir: self.config.pod_dir(&record.id),
-            work: Mutex::new(()),
-            facts: Mutex::new((record.clone(), Shim::Absent)),
-        });
+        let name = crate::sandbox::name(&record.config);
+        let sandbox = self.make_sandbox(record, Making::over());
         let mut state = lock(&self.state);
-        state.sandbox_names.insert(crate::sandbox::name(&record.config), record.id.clone());
-        state.sandboxes.insert(record.id, Arc::clone(&sandbox));
+        state.sandbox_names.insert(name, sandbox.id.clone());
+        state.sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
         sandbox
     }
 
     pub(crate) fn know_container(&self, sandbox: &Arc<Sandbox>, record: ContainerRecord) -> Arc<Container> {
-        let container = Arc::new(Container {
-            id: record.id.clone(),
-            sandbox: Arc::clone(sandbox),
-            work: Mutex::new(()),
-            facts: Mutex::new(record.clone()),
-            changed: Condvar::new(),
-        });
+        let name = record.name.clone();
+        let container = Self::make_container(sandbox, record, Making::over());
         let mut state = lock(&self.state);
-        state.container_names.insert(record.name, record.id.clone());
-        state.containers.insert(record.id, Arc::clone(&container));
+        state.container_names.insert(name, container.id.clone());
+        state.insert(&container);
         container
     }
 
+    fn make_sandbox(&self, record: SandboxRecord, making: Making) -> Arc<Sandbox> {
+        Arc::new(Sandbox {
+            id: record.id.clone(),
+            dir: self.config.pod_dir(&record.id),
+            making,
+            work: Mutex::new(()),
+            kept: Kept::new(record),
+            shim: Mutex::new(Shim::Absent),
+        })
+    }
+
+    fn make_container(sandbox: &Arc<Sandbox>, record: ContainerRecord, making: Making) -> Arc<Container> {
+        Arc::new(Container {
+            id: record.id.clone(),
+            sandbox: Arc::clone(sandbox),
+            making,
+            measured: Mutex::default(),
+            work: Mutex::new(()),
+            has_ended: watch::Sender::new(record.exit.is_some()),
+            kept: Kept::new(record),
+        })
+    }
+
     /// The last step of a removal: the record goes first, so that a crash between leaves nothing half known.
-    pub(crate) fn forget_sandbox(&self, id: &str) -> Result<(), Error> {
-        self.records.remove_sandbox(id)?;
+    pub(crate) fn forget_sandbox(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        sandbox.kept.forget(&self.records)?;
         let mut state = lock(&self.state);
-        state.sandboxes.remove(id);
-        state.sandbox_names.retain(|_, holder| holder != id);
+        state.sandboxes.remove(&sandbox.id);
+        state.members.remove(&sandbox.id);
+        state.sandbox_names.retain(|_, holder| *holder != sandbox.id);
         Ok(())
     }
 
-    pub(crate) fn forget_container(&self, id: &str) -> Result<(), Error> {
-        self.records.remove_container(id)?;
-        let mut state = lock(&self.state);
-        state.containers.remove(id);
-        state.container_names.retain(|_, holder| holder != id);
+    pub(crate) fn forget_container(&self, container: &Container) -> Result<(), Error> {
+        container.kept.forget(&self.records)?;
+        let name = container.read(|record| record.name.clone());
+        lock(&self.state).remove(container, &name);
         Ok(())
     }
 
-    /// Changes a sandbox's facts: on disk, then in memory.
-    pub(crate) fn change_sandbox(
-        &self,
-        sandbox: &Sandbox,
-        change: impl FnOnce(&mut SandboxRecord),
-    ) -> Result<(), Error> {
-        let mut facts = lock(&sandbox.facts);
-        let mut record = facts.0.clone();
-        change(&mut record);
-        self.records.save_sandbox(&record)?;
-        facts.0 = record;
-        Ok(())
+    /// What happened to a sandbox: a fact at once, and on disk when that takes it.
+    pub(crate) fn change_sandbox(self: &Arc<Self>, sandbox: &Sandbox, change: impl FnOnce(&mut SandboxRecord)) {
+        if sandbox.kept.change(change)
+            && let Err(error) = sandbox.kept.write(&self.records)
+        {
+            self.write_later(&sandbox.id, &error);
+        }
     }
 
-    /// Changes a container's facts, and wakes who waits for them. `change` says whether there is anything to keep.
-    pub(crate) fn change_container(
+    /// What happened to a container. Whoever waits for its end is woken before the disk is asked. False where nothing changed.
+    pub(crate) fn change_container(self: &Arc<Self>, container: &Container, change: impl FnOnce(&mut ContainerRecord)) {
+        if !container.kept.change(change) {
+            return;
+        }
+        if container.read(|record| record.exit.is_some()) {
+            container.has_ended.send_replace(true);
+        }
+        if let Err(error) = container.kept.write(&self.records) {
+            self.write_later(&container.id, &error);
+        }
+    }
+
+    /// What a reply will acknowledge: on disk, or not at all.
+    pub(crate) fn commit_sandbox(&self, sandbox: &Sandbox, change: impl Fn(&mut SandboxRecord)) -> Result<(), Error> {
+        Ok(sandbox.kept.commit(&self.records, change)?)
+    }
+
+    pub(crate) fn commit_container(
         &self,
         container: &Container,
-        change: impl FnOnce(&mut ContainerRecord),
+        change: impl Fn(&mut ContainerRecord),
     ) -> Result<(), Error> {
-        let mut facts = lock(&container.facts);
-        let mut record = facts.clone();
-        change(&mut record);
-        if record != *facts {
-            self.records.save_container(&record)?;
-            *facts = record;
-            container.changed.notify_all();
+        Ok(container.kept.commit(&self.records, change)?)
+    }
+
+    /// Tries again, ever less often, until the disk has everything that memory has.
+    fn write_later(self: &Arc<Self>, id: &str, error: &crate::record::RecordError) {
+        tracing::error!(id, error = %chain(error), "record not written; kept in memory, and tried again");
+        if self.retrying.swap(true, Ordering::AcqRel) {
+            return;
         }
-        Ok(())
+        let node = Arc::downgrade(self);
+        self.tokio.spawn(async move {
+            let mut pause = RETRY_FIRST;
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = pause.saturating_mul(2).min(RETRY_LAST);
+                let Some(node) = node.upgrade() else { return };
+                let writing = Arc::clone(&node);
+                let left = node.pool.run(move || Ok(writing.write_what_is_left())).await.unwrap_or(1);
+                if left > 0 {
+                    continue;
+                }
+                node.retrying.store(false, Ordering::Release);
+                // One that failed between the look and the store has seen somebody at work.
+                if !node.has_unwritten() || node.retrying.swap(true, Ordering::AcqRel) {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// How many records the disk still refuses.
+    pub(crate) fn write_what_is_left(&self) -> usize {
+        let containers = self.containers();
+        let refused = containers.iter().filter(|container| container.kept.is_unwritten());
+        let containers = refused.filter(|container| container.kept.write(&self.records).is_err()).count();
+        let sandboxes = self.sandboxes();
+        let refused = sandboxes.iter().filter(|sandbox| sandbox.kept.is_unwritten());
+        containers + refused.filter(|sandbox| sandbox.kept.write(&self.records).is_err()).count()
+    }
+
+    fn has_unwritten(&self) -> bool {
+        self.containers().iter().any(|container| container.kept.is_unwritten())
+            || self.sandboxes().iter().any(|sandbox| sandbox.kept.is_unwritten())
+    }
+}
+
+impl State {
+    fn insert(&mut self, container: &Arc<Container>) {
+        let members = self.members.entry(container.sandbox.id.clone()).or_default();
+        members.insert(container.id.clone(), Arc::clone(container));
+        self.containers.insert(container.id.clone(), Arc::clone(container));
+    }
+
+    fn remove(&mut self, container: &Container, name: &str) {
+        self.containers.remove(&container.id);
+        if let Some(members) = self.members.get_mut(&container.sandbox.id) {
+            members.remove(&container.id);
+        }
+        if self.container_names.get(name) == Some(&container.id) {
+            self.container_names.remove(name);
+        }
+    }
+}
+
+impl Making {
+    fn by(caller: Caller) -> Self {
+        Self { caller, ended: watch::Sender::new(false) }
+    }
+
+    /// What was found on disk is being made by nobody.
+    fn over() -> Self {
+        Self { caller: Caller::default(), ended: watch::Sender::new(true) }
+    }
+
+    /// Whether nobody waits for it any more, and nobody was told of it.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.caller.is_gone()
+    }
+
+    /// Gives what was made for nobody to whoever asks for the same; true for one of them.
+    pub(crate) fn take_abandoned(&self) -> bool {
+        let abandoned = !self.is_under_way() && self.is_abandoned();
+        if abandoned {
+            self.caller.returns();
+        }
+        abandoned
+    }
+
+    pub(crate) fn is_under_way(&self) -> bool {
+        !*self.ended.borrow()
+    }
+
+    /// Ends it when the guard goes, also by a panic: others wait for that.
+    pub(crate) fn guard(&self) -> MakingGuard<'_> {
+        MakingGuard(self)
+    }
+
+    fn end(&self) {
+        self.ended.send_replace(true);
+    }
+
+    pub(crate) async fn until_ended(&self) {
+        // An error would mean that the sender is gone, and it is ours.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 }
 
 impl Sandbox {
     #[cfg(test)]
     pub(crate) fn for_tests(dir: &std::path::Path, record: SandboxRecord) -> Self {
-        let (id, facts) = (record.id.clone(), Mutex::new((record, Shim::Absent)));
-        Self { id, dir: dir.to_owned(), work: Mutex::new(()), facts }
+        Self {
+            id: record.id.clone(),
+            dir: dir.to_owned(),
+            making: Making::over(),
+            work: Mutex::new(()),
+            kept: Kept::new(record),
+            shim: Mutex::new(Shim::Absent),
+        }
     }
 
     /// Serialises work on the sandbox; its containers have locks of their own.
@@ -214,49 +407,54 @@ impl Sandbox {
     }
 
     pub(crate) fn facts(&self) -> (SandboxRecord, Shim) {
-        lock(&self.facts).clone()
+        let shim = *lock(&self.shim);
+        (self.kept.facts(), shim)
     }
 
     pub(crate) fn read<T>(&self, look: impl FnOnce(&SandboxRecord, Shim) -> T) -> T {
-        let facts = lock(&self.facts);
-        look(&facts.0, facts.1)
+        let shim = *lock(&self.shim);
+        self.kept.read(|record| look(record, shim))
     }
 
     pub(crate) fn set_shim(&self, shim: Shim) {
-        lock(&self.facts).1 = shim;
+        *lock(&self.shim) = shim;
     }
 
     /// A connection of one's own to the pod's shim.
     pub(crate) fn shim(&self) -> Result<Client, Error> {
         Ok(Client::connect(&self.dir)?)
     }
+
+    /// Like [`Self::shim`], for what a shim that is well answers in milliseconds.
+    pub(crate) fn shim_within(&self, deadline: Duration) -> Result<Client, Error> {
+        let client = self.shim()?;
+        client.set_deadline(Some(deadline)).map_err(Error::io("limit a call to the shim of", &self.dir))?;
+        Ok(client)
+    }
 }
 
 impl Container {
+    /// Whether nobody is at work on it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.work.try_lock().is_ok()
+    }
+
     pub(crate) fn work(&self) -> MutexGuard<'_, ()> {
         lock(&self.work)
     }
 
     pub(crate) fn facts(&self) -> ContainerRecord {
-        lock(&self.facts).clone()
+        self.kept.facts()
     }
 
     pub(crate) fn read<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
-        look(&lock(&self.facts))
+        self.kept.read(look)
     }
 
-    /// Whether the container has ended, waiting for it at most `limit`. Blocks.
-    pub(crate) fn wait_exit(&self, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        let mut facts = lock(&self.facts);
-        while facts.exit.is_none() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            facts = self.changed.wait_timeout(facts, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+    /// Whether the container has ended, waiting for it at most `limit`.
+    pub(crate) async fn ended_within(&self, limit: Duration) -> bool {
+        let mut has_ended = self.has_ended.subscribe();
+        tokio::time::timeout(limit, has_ended.wait_for(|ended| *ended)).await.is_ok_and(|waited| waited.is_ok())
     }
 }
 

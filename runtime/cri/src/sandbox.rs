@@ -1,4 +1,4 @@
-//! Pod sandboxes: one file per RPC. All of it blocks; the service runs it on blocking threads.
+//! Pod sandboxes: one file per RPC. What is not async blocks; the service runs it in the pool.
 
 pub(crate) mod list;
 pub(crate) mod remove;

@@ -1,7 +1,7 @@
 //! The server: state opened, world adopted, two gRPC services and the stream listener.
 //!
-//! RPCs that touch disk or processes run on blocking threads; one that has begun is finished even if its caller goes away,
-//! so no half-made thing is left because somebody lost patience.
+//! RPCs that touch disk or processes run in the pool; one that has begun is finished even if its caller goes away, and what it was to
+//! make for that caller is undone, so no half-made thing is left because somebody lost patience. Looking is answered from memory.
 
 mod image_service;
 mod runtime_service;
@@ -28,8 +28,8 @@ use tracing::{debug, info};
 use crate::adopt;
 use crate::config::Config;
 use crate::node::Node;
-use crate::record::Records;
-use crate::runtime::status::NetworkRange;
+use crate::private;
+use crate::record::{Records, SandboxRecord};
 use crate::sandbox::host_ports;
 use crate::status::{Error, chain};
 use crate::streaming::{self, Streams};
@@ -58,14 +58,16 @@ impl Server {
     /// Like [`Server::new`] over a store that is open already: one process has it, and only once.
     pub async fn with_images(config: Config, images: Images) -> Result<Self, Error> {
         let pods = config.run_dir.join("pods");
-        fs::create_dir_all(&pods).map_err(Error::io("make", &pods))?;
+        for dir in [&config.run_dir, &pods] {
+            private::directory(dir).map_err(Error::io("make", dir))?;
+        }
         let records = Records::open(&config.data_dir)?;
-        let taken: HashSet<u16> = records.sandboxes()?.iter().flat_map(host_ports).collect();
+        let known = records.load::<SandboxRecord>()?;
+        let taken: HashSet<u16> = known.records.iter().flat_map(host_ports).collect();
         let listener = streaming::listener::open(&config.streams, &taken).await?;
         let streams = Streams::new(listener.place());
-        let node = Arc::new(Node::new(config, images, records, streams, NetworkRange::default()));
-        let adopting = Arc::clone(&node);
-        tokio::task::spawn_blocking(move || adopt::adopt(&adopting)).await.map_err(|_| Error::Panicked)??;
+        let node = Arc::new(Node::new(config, images, records, streams)?);
+        adopt::adopt(&node, known).await?;
         let stop = CancellationToken::new();
         tokio::spawn(streaming::serve(listener, Arc::clone(&node), stop.clone()));
         Ok(Self { node, _streams: Arc::new(stop.drop_guard()) })
@@ -104,8 +106,8 @@ impl Server {
     ) -> Result<Response<A>, Status> {
         let node = self.node();
         let request = request.into_inner();
-        let outcome = tokio::task::spawn_blocking(move || work(&node, request)).await;
-        self.told(std::any::type_name::<Q>(), outcome.unwrap_or(Err(Error::Panicked)))
+        let outcome = self.node.pool.run(move || work(&node, request)).await;
+        self.told(std::any::type_name::<Q>(), outcome)
     }
 
     #[expect(clippy::unused_self, reason = "reads as the last step of an answer")]
@@ -163,7 +165,7 @@ pub async fn run_with_images(config: Config, images: Images, shutdown: Cancellat
 pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
     let failed = |action| Error::io(action, path);
     let dir = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(dir).map_err(Error::io("make", dir))?;
+    private::directory(dir).map_err(Error::io("make", dir))?;
     // sun_path holds 107 bytes; below /proc/self/fd any directory is short.
     let dir_fd = fs::File::open(dir).map_err(Error::io("open", dir))?;
     let name = path.file_name().unwrap_or_default();

@@ -25,6 +25,7 @@ use runtime_cri_api::v1::{
     PodSandboxConfig,
 };
 
+use crate::container::volumes::Volume;
 use host::Host;
 pub(crate) use process::exec_process;
 pub(crate) use resources::plan as plan_resources;
@@ -85,10 +86,12 @@ pub(crate) struct Inputs<'a> {
     /// Named by the configuration, or all of the host's for a privileged container.
     pub(crate) devices: &'a [devices::HostDevice],
     pub(crate) seccomp_profile: Option<oci_spec::runtime::LinuxSeccomp>,
+    /// Declared by the image, and made.
+    pub(crate) volumes: &'a [Volume],
     pub(crate) host: &'a Host,
 }
 
-pub(crate) use mounts::resolve as resolve_mounts;
+pub(crate) use mounts::{clean, resolve as resolve_mounts};
 pub(crate) use seccomp::load as load_seccomp;
 
 /// What the container's own and its pod's configuration leave unsaid.

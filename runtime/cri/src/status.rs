@@ -26,6 +26,11 @@ pub enum Error {
     WrongState { kind: &'static str, id: String, state: &'static str, operation: &'static str },
     #[error("{0} is not implemented")]
     Unimplemented(&'static str),
+    #[error("{what} was given up: whoever asked for it has gone")]
+    Abandoned { what: &'static str },
+    /// The kernel or the OCI runtime, when the container was to be made.
+    #[error("{words}")]
+    Refused { words: String },
     #[error("{what} did not finish within {seconds} s")]
     Timeout { what: &'static str, seconds: i64 },
     #[error("{what} is longer than {bytes_max} bytes")]
@@ -88,6 +93,8 @@ impl Error {
             Self::WrongState { .. } => Code::FailedPrecondition,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::Timeout { .. } => Code::DeadlineExceeded,
+            Self::Abandoned { .. } => Code::Cancelled,
+            Self::Refused { .. } => Code::Unknown,
             Self::TooLong { .. } => Code::ResourceExhausted,
             Self::Spec(error) if error.is_request() => Code::InvalidArgument,
             Self::Image(error) => match error.kind() {

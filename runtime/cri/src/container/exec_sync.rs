@@ -1,12 +1,13 @@
-//! ExecSync: one command, its output in the reply. What probes use.
+//! ExecSync: one command, its output in the reply. What probes use. It ends with its time, and with whoever asked for it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use runtime_cri_api::v1::{ExecSyncRequest, ExecSyncResponse};
 use tokio::io::AsyncReadExt;
+use tokio_util::sync::CancellationToken;
 
-use crate::node::Node;
+use crate::node::{Container, Node};
 use crate::status::Error;
 use crate::streaming::process::{self, Command, Running, Source, Wanted};
 
@@ -22,11 +23,25 @@ pub(crate) async fn run(node: Arc<Node>, request: ExecSyncRequest) -> Result<Exe
     if request.cmd.is_empty() {
         return Err(Error::invalid("cmd", "is empty"));
     }
+    // A task of its own: the end of the request is told to it, and it ends the command, also one that is only just starting.
+    let caller_gone = CancellationToken::new();
+    let _told = caller_gone.clone().drop_guard();
+    tokio::spawn(perform(node, container, request, caller_gone)).await.unwrap_or(Err(Error::Panicked))
+}
+
+async fn perform(
+    node: Arc<Node>,
+    container: Arc<Container>,
+    request: ExecSyncRequest,
+    caller_gone: CancellationToken,
+) -> Result<ExecSyncResponse, Error> {
     let wanted = Wanted { stdin: false, stdout: true, stderr: true, terminal: false };
     let Running { stdout, stderr, exit, .. } =
-        process::start(&container, Command { args: request.cmd, wanted }).await?;
+        process::start(&node, &container, Command { args: request.cmd, wanted }).await?;
     let Some(mut exit) = exit else { return Err(Error::Panicked) };
     let (mut out, mut err) = (Vec::new(), Vec::new());
+    // Zero and less mean: as long as it takes.
+    let limit = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
     let code = {
         let output = async { tokio::join!(collect(stdout, &mut out), collect(stderr, &mut err)) };
         tokio::pin!(output);
@@ -43,19 +58,26 @@ pub(crate) async fn run(node: Arc<Node>, request: ExecSyncRequest) -> Result<Exe
             }
             record
         };
-        // Zero and less mean: as long as it takes.
-        match u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0) {
-            None => ended.await.map(|record| record.code),
-            Some(seconds) => match tokio::time::timeout(Duration::from_secs(seconds), ended).await {
-                Ok(record) => record.map(|record| record.code),
-                Err(_elapsed) => Err(Error::Timeout { what: "the command", seconds: request.timeout }),
+        tokio::select! {
+            record = within(limit, ended) => match record {
+                Some(record) => record.map(|record| record.code),
+                None => Err(Error::Timeout { what: "the command", seconds: request.timeout }),
             },
+            () = caller_gone.cancelled() => Err(Error::Abandoned { what: "the command" }),
         }
     };
-    if let Err(Error::Timeout { .. }) = &code {
-        exit.kill().await?;
+    if matches!(code, Err(Error::Timeout { .. } | Error::Abandoned { .. })) {
+        exit.kill(&node).await?;
     }
     Ok(ExecSyncResponse { exit_code: code?, stdout: out, stderr: err })
+}
+
+/// `None` where it took longer.
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        None => Some(work.await),
+        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
+    }
 }
 
 async fn collect(source: Option<Source>, into: &mut Vec<u8>) {

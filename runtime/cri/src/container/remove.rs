@@ -1,17 +1,15 @@
-//! RemoveContainer: killed if it runs, then the shim's part, the snapshot, the bundle and last the record. Idempotent.
+//! RemoveContainer: killed if it runs, then the shim's part, the snapshot, the volumes, the bundle and last the record. Idempotent.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::Duration;
 
 use runtime_cri_api::v1::{ContainerEventType, RemoveContainerRequest, RemoveContainerResponse};
+use runtime_linux::tree;
+use tracing::warn;
 
+use crate::kill::{self, kill_cgroup};
 use crate::node::{Container, Node};
-use crate::sandbox::stop::kill_cgroup;
-use crate::status::Error;
-
-const KILLED_WITHIN: Duration = Duration::from_secs(30);
+use crate::shim::ASK_WITHIN;
+use crate::status::{Error, chain};
 
 pub(crate) fn run(node: &Arc<Node>, request: &RemoveContainerRequest) -> Result<RemoveContainerResponse, Error> {
     let container = match node.container(&request.container_id) {
@@ -23,8 +21,12 @@ pub(crate) fn run(node: &Arc<Node>, request: &RemoveContainerRequest) -> Result<
 }
 
 pub(crate) fn remove(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Error> {
-    super::stop::kill(node, container, KILLED_WITHIN)?;
+    kill::kill(node, container)?;
     let work = container.work();
+    // Another removal may have been first.
+    if node.container(&container.id).is_err() {
+        return Ok(());
+    }
     erase(node, container)?;
     drop(work);
     node.tell(&container.sandbox, &container.id, ContainerEventType::ContainerDeletedEvent);
@@ -33,18 +35,20 @@ pub(crate) fn remove(node: &Arc<Node>, container: &Arc<Container>) -> Result<(),
 
 /// Removes every trace of a container that does not run, also of one half made.
 pub(crate) fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Error> {
-    match container.sandbox.shim() {
-        Ok(mut client) => client.delete_forced(&container.id)?,
-        Err(Error::Shim(error)) if error.is_gone() => {
-            kill_cgroup(&container.read(|record| record.cgroup.clone()))?;
+    let cgroup = container.read(|record| record.cgroup.clone());
+    match container.sandbox.shim_within(ASK_WITHIN).and_then(|mut client| Ok(client.delete_forced(&container.id)?)) {
+        Ok(()) => {}
+        // The shim is dead, or does not do it: what the container has left in the kernel is its cgroup.
+        Err(error) => {
+            if !container.sandbox.is_gone(&error) {
+                warn!(container = %container.id, error = %chain(&error), "not deleted by the pod's shim");
+            }
+            kill_cgroup(node, &cgroup)?;
         }
-        Err(error) => return Err(error),
     }
     let bundle = super::bundle(container);
-    match fs::remove_dir_all(&bundle) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", &bundle)(error)),
-        _ => {}
-    }
+    tree::remove(&bundle).map_err(|error| Error::io("remove", &bundle)(error.into_io()))?;
+    super::volumes::remove(node, &container.id)?;
     node.tokio.block_on(node.images.release(&container.id))?;
-    node.forget_container(&container.id)
+    node.forget_container(container)
 }

@@ -1,4 +1,4 @@
-//! StartContainer. A program that cannot be executed ends the container at once, with the code a shell gives.
+//! StartContainer. A container that cannot be made or executed ends at once, with containerd's code and reason: 128, `StartError`.
 
 use std::sync::Arc;
 
@@ -24,8 +24,11 @@ pub(crate) fn run(node: &Arc<Node>, request: &StartContainerRequest) -> Result<S
     }
     // Recorded first: a crash after the start then finds a container that may run, and asks the shim.
     let started_at_ns = now_ns();
-    node.change_container(&container, |record| record.started_at_ns = Some(started_at_ns))?;
-    let started = container.sandbox.shim().and_then(|mut client| Ok(client.start(&container.id)?));
+    node.change_container(&container, |record| record.started_at_ns = Some(started_at_ns));
+    let started = match container.read(|record| record.refused.clone()) {
+        Some(words) => Err(Error::Refused { words }),
+        None => container.sandbox.shim().and_then(|mut client| Ok(client.start(&container.id)?)),
+    };
     if let Err(error) = started {
         let exit = ExitFacts {
             finished_at_ns: now_ns(),
@@ -35,8 +38,10 @@ pub(crate) fn run(node: &Arc<Node>, request: &StartContainerRequest) -> Result<S
             message: chain(&error),
         };
         node.change_container(&container, |record| {
+            // It never ran, as containerd says it: the time of its start is none.
+            record.started_at_ns = None;
             record.exit.get_or_insert(exit);
-        })?;
+        });
         drop(work);
         node.tell(&container.sandbox, &container.id, ContainerEventType::ContainerStoppedEvent);
         return Err(error);

@@ -1,16 +1,18 @@
 //! UpdateContainerResources: limits changed in place; what is not said stays as it is.
 
+use std::sync::Arc;
+
 use runtime_cri_api::v1::{
     ContainerState, LinuxContainerResources, UpdateContainerResourcesRequest, UpdateContainerResourcesResponse,
 };
 
 use crate::facts;
 use crate::node::Node;
-use crate::spec::{self, host::Host};
+use crate::spec;
 use crate::status::Error;
 
 pub(crate) fn run(
-    node: &Node,
+    node: &Arc<Node>,
     request: UpdateContainerResourcesRequest,
 ) -> Result<UpdateContainerResourcesResponse, Error> {
     let container = node.container(&request.container_id)?;
@@ -23,12 +25,12 @@ pub(crate) fn run(
             return Err(Error::WrongState { kind, id, state: super::word(state), operation: "update" });
         }
     }
-    let resources = spec::plan_resources(&wanted, &Host::detect())?;
+    let resources = spec::plan_resources(&wanted, &node.host)?;
     container.sandbox.shim()?.update(&container.id, resources)?;
     node.change_container(&container, |record| {
         let known = record.resources.get_or_insert_default();
         merge(known, wanted);
-    })?;
+    });
     Ok(UpdateContainerResourcesResponse {})
 }
 

@@ -1,7 +1,6 @@
 //! UpdateRuntimeConfig and RuntimeConfig: the node's pod range comes in, the cgroup driver goes out.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::sync::PoisonError;
 
@@ -10,6 +9,7 @@ use runtime_cri_api::v1::{
     CgroupDriver, LinuxRuntimeConfiguration, RuntimeConfigResponse, UpdateRuntimeConfigRequest,
     UpdateRuntimeConfigResponse,
 };
+use runtime_linux::durable;
 use serde_json::{Value, json};
 
 use crate::config::CniTemplate;
@@ -69,18 +69,13 @@ fn conflist(template: &CniTemplate, ranges: &str) -> Result<Value, NetworkError>
 /// Whole or not at all: a pod may be starting while the range changes.
 fn write(dir: &Path, list: &Value) -> Result<(), NetworkError> {
     let path = dir.join(FILE_NAME);
-    let temporary = dir.join(format!(".{FILE_NAME}"));
     let text = format!("{list:#}\n");
     if fs::read_to_string(&path).is_ok_and(|known| known == text) {
         return Ok(());
     }
     let replace = || -> std::io::Result<()> {
         fs::create_dir_all(dir)?;
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        fs::File::open(dir)?.sync_all()
+        durable::write_atomic(&path, 0o644, text.as_bytes()).map_err(durable::Error::into_io)
     };
     replace().map_err(|source| NetworkError::Write { path: path.clone(), source })
 }

@@ -1,4 +1,4 @@
-//! ListPodSandbox, and its streamed twin. What is only announced is not listed.
+//! ListPodSandbox, and its streamed twin. What is only announced is not listed; what failed and could not be undone is.
 
 use runtime_cri_api::v1::{PodSandbox, PodSandboxFilter};
 
@@ -10,7 +10,7 @@ pub(crate) fn run(node: &Node, filter: Option<PodSandboxFilter>) -> Vec<PodSandb
     let mut items: Vec<PodSandbox> = node
         .sandboxes()
         .iter()
-        .filter(|sandbox| sandbox.read(|record, _| record.ready_at_ns.is_some()))
+        .filter(|sandbox| sandbox.read(|record, _| record.ready_at_ns.is_some() || record.failed_at_ns.is_some()))
         .map(|sandbox| sandbox.read(facts::sandbox_item))
         .filter(|item| {
             (filter.id.is_empty() || item.id.starts_with(&filter.id))

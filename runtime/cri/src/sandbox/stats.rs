@@ -43,7 +43,7 @@ fn stats(node: &Node, sandbox: &Sandbox) -> Result<PodSandboxStats, Error> {
         .collect();
     let parent = record.config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).filter(|path| !path.is_empty());
     let path = parent.unwrap_or_else(|| crate::container::own_cgroup(&node.config, &record).unwrap_or_default());
-    let usage = container_stats::cgroup(&format!("/{}", path.trim_matches('/')))?;
+    let usage = container_stats::cgroup(node, &format!("/{}", path.trim_matches('/')))?;
     let ready = facts::sandbox_state(&record, shim) == PodSandboxState::SandboxReady;
     let network = if ready && record.network.is_some() { network(sandbox, timestamp)? } else { None };
     Ok(PodSandboxStats {
@@ -73,8 +73,12 @@ fn network(sandbox: &Sandbox, timestamp: i64) -> Result<Option<NetworkUsage>, Er
         namespace::join(&fd, Kind::Network.flag())?;
         fs::read_to_string("/proc/thread-self/net/dev")
     };
-    let table = std::thread::scope(|scope| scope.spawn(look).join()).map_err(|_| Error::Panicked)?;
-    let table = table.map_err(Error::io("look into", &path))?;
+    let failed = Error::io("look into", &path);
+    let table = std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, look) {
+        Ok(thread) => thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the looking thread panicked"))),
+        Err(error) => Err(error),
+    });
+    let table = table.map_err(failed)?;
     let mut interfaces = interfaces(&table);
     let default = interfaces.iter().position(|interface| interface.name == "eth0").map(|at| interfaces.remove(at));
     Ok(Some(NetworkUsage { timestamp, default_interface: default, interfaces }))

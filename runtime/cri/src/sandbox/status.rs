@@ -7,8 +7,10 @@ use serde_json::json;
 
 use crate::facts;
 use crate::node::{Node, now_ns};
+use crate::shim::ASK_WITHIN;
 use crate::status::Error;
 
+/// From memory; what is verbose asks the shim, and may wait for it.
 pub(crate) fn run(node: &Node, request: &PodSandboxStatusRequest) -> Result<PodSandboxStatusResponse, Error> {
     let sandbox = node.sandbox(&request.pod_sandbox_id)?;
     let containers_statuses =
@@ -24,7 +26,7 @@ pub(crate) fn run(node: &Node, request: &PodSandboxStatusRequest) -> Result<PodS
 /// What people debug with; its shape is no promise.
 fn info(sandbox: &crate::node::Sandbox) -> HashMap<String, String> {
     let (record, shim) = sandbox.facts();
-    let shim_info = sandbox.shim().ok().and_then(|mut client| client.info().ok());
+    let shim_info = sandbox.shim_within(ASK_WITHIN).ok().and_then(|mut client| client.info().ok());
     let info = json!({
         "pid": shim_info.as_ref().map_or(0, |info| info.shim_pid),
         "shim": format!("{shim:?}"),

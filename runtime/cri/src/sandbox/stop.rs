@@ -1,4 +1,9 @@
-//! StopPodSandbox: containers killed, shim ended, address given back. Idempotent; goes on past errors and names them all.
+//! StopPodSandbox: containers killed, address given back, shim ended. Idempotent; goes on past errors and names them all.
+//!
+//!     not ready (a fact first) -> processes killed -> CNI DEL -> shim ended, with its namespaces -> mounts gone -> released
+//!
+//! A stop that failed half-way may be repeated until it succeeds, and begins where there is something left to do. Invariant: DEL comes
+//! while the network namespace is there, so that plugins find what they made in it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,15 +12,25 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use runtime_cri_api::v1::{ContainerEventType, StopPodSandboxRequest, StopPodSandboxResponse};
-use runtime_linux::cgroup::{Cgroup, Hierarchy};
+use tracing::warn;
 
 use crate::facts::Shim;
+use crate::kill::{self, kill_cgroup};
+use crate::network;
 use crate::node::{Node, Sandbox, now_ns};
+use crate::shim::{ASK_WITHIN, is_dead};
 use crate::status::{Error, chain};
-use crate::{adopt, container, network};
 
-/// How long a killed container may take to be seen ended.
-const KILLED_WITHIN: Duration = Duration::from_secs(10);
+/// A shim that kills what is left of its pod waits for the kernel, ten seconds at most.
+const ENDED_WITHIN: Duration = Duration::from_secs(15);
+
+/// Whether the pod's shim can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hearing {
+    Well,
+    Silent,
+    Dead,
+}
 
 pub(crate) fn run(node: &Arc<Node>, request: &StopPodSandboxRequest) -> Result<StopPodSandboxResponse, Error> {
     // CRI: stopping what is gone is success.
@@ -29,44 +44,64 @@ pub(crate) fn run(node: &Arc<Node>, request: &StopPodSandboxRequest) -> Result<S
 
 pub(super) fn stop(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
     let work = sandbox.work();
-    let already = sandbox.read(|record, shim| record.stopped_at_ns.is_some() && shim == Shim::Absent);
-    if already {
+    if sandbox.read(|record, _| record.released_at_ns.is_some()) {
         return Ok(());
     }
-    take_down(node, sandbox)?;
+    // First of all: a daemon that is killed in the middle of this must not find a ready sandbox.
+    let mut news = false;
     node.change_sandbox(sandbox, |record| {
+        news = record.stopped_at_ns.is_none();
         record.stopped_at_ns.get_or_insert_with(now_ns);
-    })?;
+    });
+    let outcome = take_down(node, sandbox);
+    if outcome.is_ok() {
+        node.change_sandbox(sandbox, |record| record.released_at_ns = Some(now_ns()));
+    }
     drop(work);
-    node.tell(sandbox, &sandbox.id, ContainerEventType::ContainerStoppedEvent);
-    Ok(())
+    if news {
+        node.tell(sandbox, &sandbox.id, ContainerEventType::ContainerStoppedEvent);
+    }
+    outcome
 }
 
 /// Every step is tried; all that failed is told. Used for half-made sandboxes too.
 pub(crate) fn take_down(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
     let mut problems = Vec::new();
     let mut note = |outcome: Result<(), Error>| {
+        let failed = outcome.is_err();
         if let Err(error) = outcome {
             problems.push(chain(&error));
         }
+        !failed
     };
+    let hearing = hearing(sandbox);
     for container in node.containers_of(&sandbox.id) {
-        note(container::stop::kill(node, &container, KILLED_WITHIN));
-    }
-    // Before the network: a sandbox whose shim lives is ready, and a daemon killed here would start containers in it anew.
-    note(end_shim(node, sandbox));
-    // What was created and never started has ended with its shim.
-    for container in node.containers_of(&sandbox.id) {
-        note(adopt::bury(node, &container));
+        note(match hearing {
+            Hearing::Well => kill::kill(node, &container),
+            Hearing::Silent => kill::kill_without_shim(node, &container),
+            Hearing::Dead => kill::bury(node, &container),
+        });
     }
     let (record, _) = sandbox.facts();
+    let mut is_detached = true;
     if let Some(network) = &record.network {
         let netns = sandbox.dir.join("ns/net");
         let pod = network::Pod { id: &sandbox.id, config: &record.config, netns: netns.exists().then_some(netns) };
-        note(network::del(&node.config.cni, &pod, network).map_err(Error::from));
+        is_detached = note(network::del(&node.config.cni, &pod, network).map_err(Error::from));
     }
-    for name in ["shm", "ns/net", "ns/ipc", "ns/uts", "ns/pid", "ns/user"] {
-        note(unmount(&sandbox.dir.join(name)));
+    // A shim that is well takes the namespace with it, which a repeated DEL will want; its containers are dead, so it costs little.
+    if is_detached || hearing != Hearing::Well {
+        note(end_shim(node, sandbox, hearing));
+        // What was created and never started has ended with its shim.
+        for container in node.containers_of(&sandbox.id) {
+            note(kill::bury(node, &container));
+        }
+    }
+    note(unmount(&sandbox.dir.join("shm")));
+    if is_detached {
+        for name in ["ns/net", "ns/ipc", "ns/uts", "ns/pid", "ns/user"] {
+            note(unmount(&sandbox.dir.join(name)));
+        }
     }
     if problems.is_empty() {
         Ok(())
@@ -75,35 +110,38 @@ pub(crate) fn take_down(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), 
     }
 }
 
-/// Ends the shim, or what a dead shim left in its cgroup.
-fn end_shim(node: &Node, sandbox: &Sandbox) -> Result<(), Error> {
-    match sandbox.shim() {
-        Ok(mut client) => {
-            sandbox.set_shim(Shim::Ending);
-            match client.shutdown_forced() {
-                Err(error) if !error.is_gone() => {
-                    sandbox.set_shim(Shim::Alive);
-                    return Err(error.into());
-                }
-                _ => {}
-            }
+fn hearing(sandbox: &Sandbox) -> Hearing {
+    match sandbox.shim_within(ASK_WITHIN).and_then(|mut client| Ok(client.info()?)) {
+        Ok(_) => Hearing::Well,
+        Err(error) if sandbox.is_gone(&error) => Hearing::Dead,
+        Err(error) => {
+            warn!(sandbox = %sandbox.id, error = %chain(&error), "the pod's shim does not answer: it is killed with its pod");
+            Hearing::Silent
         }
-        Err(Error::Shim(error)) if error.is_gone() => {}
-        Err(error) => return Err(error),
     }
-    sandbox.set_shim(Shim::Absent);
-    kill_cgroup(&format!("{}/shims/{}", node.config.cgroup_root, sandbox.id))
 }
 
-/// Kills whatever is in a cgroup and removes it; gone is success.
-pub(crate) fn kill_cgroup(path: &str) -> Result<(), Error> {
-    let failed = |source: runtime_linux::cgroup::Error| Error::Cgroup { path: path.to_owned(), source };
-    let hierarchy = Hierarchy::detect().map_err(failed)?;
-    let cgroup = Cgroup::new(&hierarchy, path).map_err(failed)?;
-    if cgroup.exists() {
-        cgroup.kill().map_err(failed)?;
-        cgroup.remove().map_err(failed)?;
+/// Where the shim itself and the holder of a shared PID namespace are.
+pub(crate) fn shim_cgroup(node: &Node, sandbox: &Sandbox) -> String {
+    format!("{}/shims/{}", node.config.cgroup_root, sandbox.id)
+}
+
+/// Ends the shim: by its own will, or with its cgroup.
+fn end_shim(node: &Node, sandbox: &Sandbox, hearing: Hearing) -> Result<(), Error> {
+    if hearing == Hearing::Well {
+        sandbox.set_shim(Shim::Ending);
+        let ended = sandbox.shim_within(ENDED_WITHIN).and_then(|mut client| Ok(client.shutdown_forced()?));
+        if let Err(error) = ended
+            && !is_dead(&sandbox.dir)
+        {
+            warn!(sandbox = %sandbox.id, error = %chain(&error), "the pod's shim does not end: it is killed");
+            for container in node.containers_of(&sandbox.id) {
+                kill_cgroup(node, &container.read(|record| record.cgroup.clone()))?;
+            }
+        }
     }
+    kill_cgroup(node, &shim_cgroup(node, sandbox))?;
+    sandbox.set_shim(Shim::Absent);
     Ok(())
 }
 

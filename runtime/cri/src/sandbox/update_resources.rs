@@ -1,5 +1,7 @@
 //! UpdatePodSandboxResources: told to runtimes that keep a pod-level cgroup of their own.
 
+use std::sync::Arc;
+
 use runtime_cri_api::v1::{UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse};
 
 use crate::node::Node;
@@ -7,7 +9,7 @@ use crate::status::Error;
 
 /// The pod's cgroup is the kubelet's, which has changed it already; here only the facts are kept.
 pub(crate) fn run(
-    node: &Node,
+    node: &Arc<Node>,
     request: UpdatePodSandboxResourcesRequest,
 ) -> Result<UpdatePodSandboxResourcesResponse, Error> {
     let sandbox = node.sandbox(&request.pod_sandbox_id)?;
@@ -16,6 +18,6 @@ pub(crate) fn run(
         let linux = record.config.linux.get_or_insert_default();
         linux.resources = request.resources.or(linux.resources.take());
         linux.overhead = request.overhead.or(linux.overhead.take());
-    })?;
+    });
     Ok(UpdatePodSandboxResourcesResponse {})
 }

@@ -26,7 +26,8 @@ impl RuntimeService for Server {
         &self,
         request: Request<RunPodSandboxRequest>,
     ) -> Result<Response<RunPodSandboxResponse>, Status> {
-        self.work(request, sandbox::run::run).await
+        let answer = sandbox::run::run(self.node(), request.into_inner()).await;
+        self.told("run_pod_sandbox", answer)
     }
 
     async fn stop_pod_sandbox(
@@ -47,7 +48,10 @@ impl RuntimeService for Server {
         &self,
         request: Request<PodSandboxStatusRequest>,
     ) -> Result<Response<PodSandboxStatusResponse>, Status> {
-        self.work(request, |node, request| sandbox::status::run(node, &request)).await
+        if request.get_ref().verbose {
+            return self.work(request, |node, request| sandbox::status::run(node, &request)).await;
+        }
+        self.answer(request, |node, request| sandbox::status::run(node, &request))
     }
 
     async fn list_pod_sandbox(
@@ -63,7 +67,8 @@ impl RuntimeService for Server {
         &self,
         request: Request<CreateContainerRequest>,
     ) -> Result<Response<CreateContainerResponse>, Status> {
-        self.work(request, container::create::run).await
+        let answer = container::create::run(self.node(), request.into_inner()).await;
+        self.told("create_container", answer)
     }
 
     async fn start_container(
@@ -77,7 +82,8 @@ impl RuntimeService for Server {
         &self,
         request: Request<StopContainerRequest>,
     ) -> Result<Response<StopContainerResponse>, Status> {
-        self.work(request, |node, request| container::stop::run(node, &request)).await
+        let answer = container::stop::run(self.node(), request.into_inner()).await;
+        self.told("stop_container", answer)
     }
 
     async fn remove_container(
@@ -100,14 +106,17 @@ impl RuntimeService for Server {
         &self,
         request: Request<ContainerStatusRequest>,
     ) -> Result<Response<ContainerStatusResponse>, Status> {
-        self.work(request, |node, request| container::status::run(node, &request)).await
+        if request.get_ref().verbose {
+            return self.work(request, |node, request| container::status::run(node, &request)).await;
+        }
+        self.answer(request, |node, request| container::status::run(node, &request))
     }
 
     async fn update_container_resources(
         &self,
         request: Request<UpdateContainerResourcesRequest>,
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
-        self.work(request, |node, request| container::update_resources::run(node, request)).await
+        self.work(request, container::update_resources::run).await
     }
 
     async fn reopen_container_log(
@@ -213,7 +222,7 @@ impl RuntimeService for Server {
         &self,
         request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
-        self.work(request, |node, request| sandbox::update_resources::run(node, request)).await
+        self.work(request, sandbox::update_resources::run).await
     }
 
     async fn checkpoint_container(
@@ -246,7 +255,7 @@ impl RuntimeService for Server {
         &self,
         request: Request<StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        let all = self.work(request, |node, request| Ok(sandbox::list::run(node, request.filter))).await?.into_inner();
+        let all = sandbox::list::run(&self.node(), request.into_inner().filter);
         Ok(Response::new(pieces(all, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes })))
     }
 
@@ -256,8 +265,7 @@ impl RuntimeService for Server {
         &self,
         request: Request<StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        let all =
-            self.work(request, |node, request| Ok(container::list::run(node, request.filter))).await?.into_inner();
+        let all = container::list::run(&self.node(), request.into_inner().filter);
         Ok(Response::new(pieces(all, |containers| StreamContainersResponse { containers })))
     }
 

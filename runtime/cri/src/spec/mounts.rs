@@ -10,6 +10,7 @@ use oci_spec::runtime::Mount as OciMount;
 use runtime_cri_api::v1::{LinuxContainerSecurityContext, Mount, MountPropagation, NamespaceMode};
 
 use super::{Inputs, SpecError, sandbox_namespaces};
+use crate::private;
 
 /// A mount whose source has been looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,12 +28,10 @@ pub(crate) fn resolve(wanted: &[Mount]) -> Result<Vec<HostMount>, SpecError> {
 
 fn resolve_one(mount: &Mount, table: &mut Option<String>) -> Result<HostMount, SpecError> {
     let field = |problem: String| SpecError::field("mounts", problem);
-    let target = PathBuf::from(&mount.container_path);
-    if mount.container_path.is_empty() || target.components().any(|part| part == Component::ParentDir) {
+    let target = clean(&mount.container_path);
+    if mount.container_path.is_empty() || target == Path::new("/") {
         return Err(field(format!("{:?} is not a path to mount at", mount.container_path)));
     }
-    // Relative targets are taken from the root, as other runtimes do.
-    let target = Path::new("/").join(target);
     if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
         return Err(field(format!("{}: image volumes are not supported by this runtime", target.display())));
     }
@@ -47,7 +46,7 @@ fn resolve_one(mount: &Mount, table: &mut Option<String>) -> Result<HostMount, S
     if let Err(error) = fs::metadata(host)
         && error.kind() == std::io::ErrorKind::NotFound
     {
-        fs::create_dir_all(host).map_err(failed)?;
+        private::public_directory(host).map_err(failed)?;
     }
     let source = fs::canonicalize(host).map_err(failed)?;
     let propagation = mount.propagation();
@@ -80,6 +79,23 @@ fn resolve_one(mount: &Mount, table: &mut Option<String>) -> Result<HostMount, S
         (false, false) => "rw",
     };
     Ok(HostMount { source, target, options: ["rbind", name, access].map(String::from).to_vec() })
+}
+
+/// An absolute path without `.`, `..` and double slashes, by its words alone, as runc and containerd clean it; a relative one is
+/// taken from the root. The runtime resolves what is left inside the container's root.
+pub(crate) fn clean(path: &str) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            // Above the root is the root.
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
 }
 
 /// A mount cannot propagate what its host side does not: say so, rather than let it silently not work.
@@ -128,17 +144,22 @@ pub(super) fn plan(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext
         let source = if host_ipc { PathBuf::from("/dev/shm") } else { inputs.sandbox_dir.join("shm") };
         mounts.push(bind("/dev/shm", &source, &["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"]));
     }
+    let volumes = inputs.volumes.iter().map(|volume| HostMount {
+        source: volume.source.clone(),
+        target: volume.target.clone(),
+        options: ["rbind", "rprivate", "rw"].map(String::from).to_vec(),
+    });
+    let mut own: Vec<HostMount> = volumes.chain(inputs.mounts.iter().cloned()).collect();
     // What the configuration mounts over a standard place replaces it.
-    mounts.retain(|mount| !inputs.mounts.iter().any(|own| &own.target == mount.destination()));
-    let mut own: Vec<&HostMount> = inputs.mounts.iter().collect();
+    mounts.retain(|mount| !own.iter().any(|own| &own.target == mount.destination()));
     own.sort_by_key(|mount| mount.target.components().count());
     mounts.extend(own.into_iter().map(|own| {
         let mut mount = OciMount::default();
         mount
-            .set_destination(own.target.clone())
-            .set_source(Some(own.source.clone()))
+            .set_destination(own.target)
+            .set_source(Some(own.source))
             .set_typ(Some("bind".into()))
-            .set_options(Some(own.options.clone()));
+            .set_options(Some(own.options));
         mount
     }));
     Ok(mounts)
@@ -212,7 +233,16 @@ mod tests {
         let made = mount(|mount| (mount.readonly, mount.recursive_read_only) = (true, true)).unwrap().remove(0);
         assert_eq!(made.options, ["rbind", "rprivate", "rro"]);
         assert!(mount(|mount| mount.recursive_read_only = true).is_err());
-        assert!(mount(|mount| mount.container_path = "/a/../../etc".into()).is_err());
+        let made = mount(|mount| mount.container_path = "/a/../../etc/./x//".into()).unwrap().remove(0);
+        assert_eq!(made.target, Path::new("/etc/x"));
+        for wrong in ["", "/", "/a/..", "..", "//"] {
+            let refused = resolve(&[Mount {
+                container_path: wrong.into(),
+                host_path: missing.display().to_string(),
+                ..Default::default()
+            }]);
+            assert!(refused.is_err(), "{wrong:?}");
+        }
         assert!(mount(|mount| mount.host_path = "relative".into()).is_err());
     }
 }

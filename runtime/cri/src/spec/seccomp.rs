@@ -7,6 +7,9 @@ use runtime_cri_api::v1::{LinuxContainerSecurityContext, SecurityProfile, securi
 
 use super::{SpecError, capabilities};
 
+/// The largest profiles in use are some ten kilobytes.
+const PROFILE_BYTES_MAX: usize = 1 << 20;
+
 /// `None` is unconfined: asked for, privileged, or nothing said (the kubelet says it for pods that want the default).
 pub(crate) fn load(security: &LinuxContainerSecurityContext) -> Result<Option<LinuxSeccomp>, SpecError> {
     let Some(profile) = profile(security) else { return Ok(None) };
@@ -25,7 +28,8 @@ pub(crate) fn load(security: &LinuxContainerSecurityContext) -> Result<Option<Li
             if !path.is_absolute() {
                 return Err(SpecError::field("seccomp.localhost_ref", format!("{} is not absolute", path.display())));
             }
-            let text = std::fs::read(&path).map_err(|source| SpecError::ReadProfile { path: path.clone(), source })?;
+            let text = crate::private::read(&path, PROFILE_BYTES_MAX)
+                .map_err(|source| SpecError::ReadProfile { path: path.clone(), source })?;
             serde_json::from_slice(&text).map(Some).map_err(|source| SpecError::ParseProfile { path, source })
         }
     }

@@ -18,6 +18,12 @@ pub(crate) fn stop_signal(wanted: Signal, image: Option<&str>) -> Result<i32, St
     }
 }
 
+/// The interface's name for what is sent in the end.
+pub(crate) fn told(number: i32) -> Signal {
+    let mut known = (1..).map_while(|value| Signal::try_from(value).ok());
+    known.find(|signal| parse(signal.as_str_name()) == Some(number)).unwrap_or(Signal::RuntimeDefault)
+}
+
 /// `SIGTERM`, `term`, `15`, `SIGRTMIN+3`, and the interface's `SIGRTMINPLUS3`.
 fn parse(name: &str) -> Option<i32> {
     if let Ok(number) = name.parse::<i32>() {
@@ -29,12 +35,12 @@ fn parse(name: &str) -> Option<i32> {
         if text.is_empty() { Some(0) } else { text.trim_start_matches(['+', '-']).parse().ok() }
     };
     if let Some(rest) = bare.strip_prefix("RTMIN") {
-        let number = RTMIN + offset(rest.trim_start_matches("PLUS"))?;
-        return (number <= RTMAX).then_some(number);
+        let number = RTMIN.checked_add(offset(rest.trim_start_matches("PLUS"))?)?;
+        return (RTMIN..=RTMAX).contains(&number).then_some(number);
     }
     if let Some(rest) = bare.strip_prefix("RTMAX") {
-        let number = RTMAX - offset(rest.trim_start_matches("MINUS"))?;
-        return (number >= RTMIN).then_some(number);
+        let number = RTMAX.checked_sub(offset(rest.trim_start_matches("MINUS"))?)?;
+        return (RTMIN..=RTMAX).contains(&number).then_some(number);
     }
     let old_names = match bare {
         "CLD" => "CHLD",
@@ -59,10 +65,23 @@ mod tests {
         check(Signal::RuntimeDefault, Some("9"), Some(9));
         check(Signal::RuntimeDefault, Some("SIGRTMIN+3"), Some(37));
         check(Signal::RuntimeDefault, Some("SIGNOT"), None);
+        check(Signal::RuntimeDefault, Some("SIGRTMIN+2147483647"), None);
+        check(Signal::RuntimeDefault, Some("RTMIN+-2147483648"), None);
+        check(Signal::RuntimeDefault, Some("SIGRTMAX--9"), Some(55));
         check(Signal::Sigusr1, Some("SIGQUIT"), Some(10));
         check(Signal::Sigrtminplus3, None, Some(37));
         check(Signal::Sigrtmaxminus14, None, Some(50));
         check(Signal::Sigcld, None, Some(17));
+    }
+
+    #[test]
+    fn the_effective_signal_is_told() {
+        let check = |number: i32, expect: Signal| assert_eq!(told(number), expect, "{number}");
+        check(15, Signal::Sigterm);
+        check(3, Signal::Sigquit);
+        check(9, Signal::Sigkill);
+        check(37, Signal::Sigrtminplus3);
+        check(0, Signal::RuntimeDefault);
     }
 
     #[test]

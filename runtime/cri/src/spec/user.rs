@@ -56,7 +56,7 @@ impl Accounts {
 }
 
 /// The layers as one read-only tree, never attached anywhere; on a kernel without `lowerdir+` (6.8) each for itself.
-fn roots(image: &Overlay) -> Result<Vec<Root>, Errno> {
+pub(crate) fn roots(image: &Overlay) -> Result<Vec<Root>, Errno> {
     if image.lower.len() > 1 {
         let merged = || -> Result<OwnedFd, Errno> {
             let filesystem = Filesystem::open("overlay")?;

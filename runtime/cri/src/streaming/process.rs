@@ -6,15 +6,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
-use runtime_shim::{Client, Exec, ExitRecord, Stdio, Target};
+use runtime_shim::{Exec, ExitRecord, Stdio, Target};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::unix::pipe;
-use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::StreamError;
 use super::terminal::Terminal;
 use crate::container;
-use crate::node::Container;
+use crate::kill::ignore_ended;
+use crate::node::{Container, Node};
+use crate::shim::{ASK_WITHIN, ExitWaiter};
 use crate::spec;
 use crate::status::Error;
 
@@ -42,7 +44,7 @@ pub(crate) enum Resizer {
     /// An exec's terminal is held here.
     Terminal(Terminal),
     /// A container's own is held by the shim.
-    Container(Arc<Container>),
+    Container(Arc<Node>, Arc<Container>),
 }
 
 /// A command that runs, or a container that is attached to.
@@ -60,7 +62,7 @@ pub(crate) struct Running {
 pub(crate) struct Exit {
     container: Arc<Container>,
     target: Target,
-    record: oneshot::Receiver<Result<ExitRecord, Error>>,
+    record: AbortOnDropHandle<Result<ExitRecord, Error>>,
 }
 
 impl Exit {
@@ -69,22 +71,25 @@ impl Exit {
     }
 
     /// Kills the command's first process.
-    pub(crate) async fn kill(&self) -> Result<(), Error> {
+    pub(crate) async fn kill(&self, node: &Node) -> Result<(), Error> {
         let (container, target) = (Arc::clone(&self.container), self.target.clone());
-        blocking(move || Ok(container.sandbox.shim()?.signal(target, nix::sys::signal::Signal::SIGKILL as i32)?)).await
+        let kill = move || {
+            let mut client = container.sandbox.shim_within(ASK_WITHIN)?;
+            ignore_ended(client.signal(target, nix::sys::signal::Signal::SIGKILL as i32))
+        };
+        node.pool.run(kill).await
     }
 }
 
 /// Starts a command in a running container.
-pub(crate) async fn start(container: &Arc<Container>, command: Command) -> Result<Running, Error> {
+pub(crate) async fn start(node: &Node, container: &Arc<Container>, command: Command) -> Result<Running, Error> {
     let (mine, theirs) = pipes(Wanted { terminal: false, ..command.wanted }, command.wanted.terminal)?;
     let exec_id = uuid::Uuid::new_v4().simple().to_string();
     let target = Target::exec(&container.id, &exec_id);
     let owner = Arc::clone(container);
     let started = {
-        let target = target.clone();
         let terminal = command.wanted.terminal;
-        blocking(move || {
+        let starting = move || {
             let path = container::bundle(&owner).join("config.json");
             let spec = Spec::load(&path).map_err(|error| Error::io("read", &path)(io::Error::other(error)))?;
             let process = spec::exec_process(&spec, command.args, terminal);
@@ -98,13 +103,14 @@ pub(crate) async fn start(container: &Arc<Container>, command: Command) -> Resul
                 tied: false,
             };
             // Connected before it starts, so that its end cannot be missed for want of a connection.
-            let waiter = owner.sandbox.shim()?;
+            let waiter = ExitWaiter::connect(&owner.sandbox.dir)?;
             let execution = owner.sandbox.shim()?.exec(exec, theirs)?;
-            Ok((execution, watch(waiter, target)))
-        })
-        .await?
+            Ok((execution, waiter))
+        };
+        node.pool.run(starting).await?
     };
-    let (execution, record) = started;
+    let (execution, waiter) = started;
+    let record = AbortOnDropHandle::new(tokio::spawn(waiter.wait(target.clone())));
     let exit = Some(Exit { container: Arc::clone(container), target, record });
     let Some(console) = execution.console else {
         return Ok(Running { exit, ..mine });
@@ -120,11 +126,11 @@ pub(crate) async fn start(container: &Arc<Container>, command: Command) -> Resul
 }
 
 /// Joins the streams of a running container.
-pub(crate) async fn attach(container: &Arc<Container>, wanted: Wanted) -> Result<Running, Error> {
+pub(crate) async fn attach(node: &Arc<Node>, container: &Arc<Container>, wanted: Wanted) -> Result<Running, Error> {
     let (mut mine, theirs) = pipes(wanted, false)?;
-    mine.resizer = wanted.terminal.then(|| Resizer::Container(Arc::clone(container)));
+    mine.resizer = wanted.terminal.then(|| Resizer::Container(Arc::clone(node), Arc::clone(container)));
     let container = Arc::clone(container);
-    blocking(move || Ok(container.sandbox.shim()?.attach(&container.id, theirs)?)).await?;
+    node.pool.run(move || Ok(container.sandbox.shim_within(ASK_WITHIN)?.attach(&container.id, theirs)?)).await?;
     Ok(mine)
 }
 
@@ -155,30 +161,15 @@ fn pipes(wanted: Wanted, terminal: bool) -> Result<(Running, Stdio), Error> {
     Ok((mine, theirs))
 }
 
-/// A thread of its own, because a command may run for days and must not hold up the runtime's end.
-fn watch(mut client: Client, target: Target) -> oneshot::Receiver<Result<ExitRecord, Error>> {
-    let (sender, receiver) = oneshot::channel();
-    std::thread::spawn(move || {
-        let _ = sender.send(client.wait(target).map_err(Error::from));
-    });
-    receiver
-}
-
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Panicked))
-}
-
 impl Resizer {
     pub(crate) async fn resize(&self, columns: u16, rows: u16) {
         let outcome = match self {
             Self::Terminal(terminal) => terminal.resize(columns, rows).map_err(|errno| errno.to_string()),
-            Self::Container(container) => {
+            Self::Container(node, container) => {
                 let container = Arc::clone(container);
-                blocking(move || Ok(container.sandbox.shim()?.resize(&container.id, columns, rows)?))
-                    .await
-                    .map_err(|error| error.to_string())
+                let resize =
+                    move || Ok(container.sandbox.shim_within(ASK_WITHIN)?.resize(&container.id, columns, rows)?);
+                node.pool.run(resize).await.map_err(|error| error.to_string())
             }
         };
         if let Err(error) = outcome {

@@ -105,9 +105,10 @@ fn answer(node: &Arc<Node>, mut request: Request<Incoming>) -> Answer {
     };
     let upgrade = hyper::upgrade::on(&mut request);
     let response = switch(&framing);
+    let node = Arc::clone(node);
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(upgraded) => run(pending, framing, upgraded).await,
+            Ok(upgraded) => run(&node, pending, framing, upgraded).await,
             Err(error) => debug!(%error, "stream not upgraded"),
         }
     });
@@ -177,7 +178,7 @@ fn refuse(status: StatusCode, words: &str) -> Answer {
     response
 }
 
-async fn run(pending: Pending, framing: Framing, upgraded: Upgraded) {
+async fn run(node: &Arc<Node>, pending: Pending, framing: Framing, upgraded: Upgraded) {
     match (pending, framing) {
         (Pending::PortForward { sandbox, ports }, Framing::WebSocket { protocol, .. }) => {
             let socket = websocket::open(upgraded).await;
@@ -194,14 +195,14 @@ async fn run(pending: Pending, framing: Framing, upgraded: Upgraded) {
             let socket = websocket::open(upgraded).await;
             let wanted = wanted(&pending);
             let channels = websocket::remote_command(socket, &protocol, wanted).await;
-            run_command(pending, channels).await;
+            run_command(node, pending, channels).await;
         }
         (pending, Framing::Spdy { protocol }) => {
             let mut connection = spdy::Connection::serve(TokioIo::new(upgraded));
             let wanted = wanted(&pending);
             let collected = tokio::time::timeout(STREAMS_WITHIN, collect(&mut connection, protocol, wanted)).await;
             match collected {
-                Ok(Some(channels)) => run_command(pending, channels).await,
+                Ok(Some(channels)) => run_command(node, pending, channels).await,
                 Ok(None) | Err(_) => debug!("the client did not open the streams it asked for"),
             }
         }
@@ -216,10 +217,10 @@ fn wanted(pending: &Pending) -> Wanted {
     }
 }
 
-async fn run_command(pending: Pending, channels: Channels) {
+async fn run_command(node: &Arc<Node>, pending: Pending, channels: Channels) {
     let running = match pending {
-        Pending::Exec { container, command } => process::start(&container, command).await,
-        Pending::Attach { container, wanted } => process::attach(&container, wanted).await,
+        Pending::Exec { container, command } => process::start(node, &container, command).await,
+        Pending::Attach { container, wanted } => process::attach(node, &container, wanted).await,
         Pending::PortForward { .. } => return,
     };
     remote_command::run(channels, running).await;
