@@ -87,6 +87,9 @@ fn service(map: &mut Map<String, Value>) {
     if text(spec, "sessionAffinity") == "ClientIP" {
         let client = map_entry(map_entry(spec, "sessionAffinityConfig"), "clientIP");
         default(client, "timeoutSeconds", 10800);
+    } else if text(spec, "sessionAffinity") == "None" {
+        // What clients stay with is nothing without clients that stay.
+        spec.remove("sessionAffinityConfig");
     }
     default_text(spec, "type", "ClusterIP");
     for port in maps_in(spec, "ports") {

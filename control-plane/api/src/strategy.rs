@@ -2,6 +2,8 @@
 //!
 //! Runs before defaults and validation. Invariant: a write through one door leaves the parts of the other doors alone.
 
+mod service;
+
 use serde_json::{Map, Value, json};
 
 use crate::object::map_entry;
@@ -54,6 +56,7 @@ pub fn prepare_create(row: &Row, object: &mut Object) {
             }
             object.set(&["status"], json!({"phase": "Active"}));
         }
+        ("", "Service") => service::prepare_create(object),
         ("batch", "Job") => label_job(object),
         _ => {}
     }
@@ -93,6 +96,9 @@ pub fn prepare_update(row: &Row, subresource: &str, new: &mut Object, old: &Obje
             }
             if (row.group, row.kind) == ("", "Namespace") {
                 new.copy_from("spec", old);
+            }
+            if (row.group, row.kind) == ("", "Service") {
+                service::prepare_update(new, old);
             }
         }
         "status" => {

@@ -306,6 +306,30 @@ mod tests {
     }
 
     #[test]
+    fn a_family_that_the_cluster_has_not_is_refused() {
+        let row = row("", "v1", "services").unwrap();
+        let refused = |spec: Value| {
+            let failure = allocators().claim_for_create(row, &mut service("s", spec), false).err()?;
+            failure.0.details.and_then(|details| details.causes.first().map(|cause| cause.field.clone()))
+        };
+        for (spec, field) in [
+            (json!({"ipFamilies": ["IPv6"]}), Some("spec.ipFamilies[0]")),
+            (json!({"ipFamilies": ["IPv4", "IPv6"]}), Some("spec.ipFamilies[1]")),
+            (json!({"ipFamilyPolicy": "RequireDualStack"}), Some("spec.ipFamilyPolicy")),
+            (json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]}), Some("spec.clusterIPs[0]")),
+            (
+                json!({"ipFamilyPolicy": "RequireDualStack", "clusterIP": "None", "selector": {"a": "b"}}),
+                Some("spec.ipFamilyPolicy"),
+            ),
+            (json!({"ipFamilyPolicy": "RequireDualStack", "clusterIP": "None"}), None),
+            (json!({"ipFamilyPolicy": "PreferDualStack"}), None),
+            (json!({"ipFamilies": ["IPv4"]}), None),
+        ] {
+            assert_eq!(refused(spec.clone()).as_deref(), field, "{spec}");
+        }
+    }
+
+    #[test]
     fn a_change_of_type_takes_and_returns_ports() {
         let row = row("", "v1", "services").unwrap();
         let allocators = allocators();

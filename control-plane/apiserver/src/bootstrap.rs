@@ -148,6 +148,11 @@ async fn service(kernel: &Arc<Kernel>) -> Result<(), Error> {
 }
 
 async fn endpoints(kernel: &Arc<Kernel>, advertise: SocketAddr) -> Result<(), Error> {
+    // An address that means another host inside each pod is nothing to send pods to.
+    if control_plane_api::validate::special_address(advertise.ip()).is_some() {
+        tracing::debug!(%advertise, "no pod can reach this address: the Service kubernetes has no endpoints");
+        return Ok(());
+    }
     let address = advertise.ip().to_string();
     let port = json!([{"name": "https", "port": advertise.port(), "protocol": "TCP"}]);
     let classic = json!({"apiVersion": "v1", "kind": "Endpoints",

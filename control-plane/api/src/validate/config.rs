@@ -2,86 +2,97 @@
 
 use serde_json::Value;
 
-use super::{Causes, refuse, unchanged};
+use super::field::Field;
+use super::{Causes, unchanged};
 use crate::schema::normal::decode_base64;
 use crate::{Cause, Object, name};
 
 const BYTES_MAX: usize = 1024 * 1024;
+const ACCOUNT: &str = "kubernetes.io/service-account.name";
 
-pub(super) fn check_config_map(object: &Object, causes: &mut Causes) {
-    let mut bytes = 0;
-    for list in ["data", "binaryData"] {
-        for (key, value) in object.get(list).and_then(Value::as_object).into_iter().flatten() {
-            let path = format!("{list}[{key}]");
-            refuse(&path, key, name::config_key(key), causes);
-            if list == "data" && object.at(&["binaryData", key]).is_some() {
-                causes.push(Cause::invalid_str(path, key, "duplicate of key present in binaryData"));
-            }
-            let text = value.as_str().unwrap_or_default();
-            bytes += if list == "data" { text.len() } else { text.len() / 4 * 3 };
+/// Bytes that a text in base64 stands for.
+fn decoded_bytes(text: &str) -> usize {
+    let padding = text.bytes().rev().take_while(|byte| *byte == b'=').count();
+    (text.len() / 4).saturating_mul(3).saturating_sub(padding)
+}
+
+fn check_keys(data: &Field<'_, '_>, causes: &mut Causes) {
+    for (key, value) in data.entries() {
+        for fault in name::config_key(key) {
+            value.invalid_as(&key.into(), &fault, causes);
         }
     }
+}
+
+pub(super) fn check_config_map(object: &Object, causes: &mut Causes) {
+    let (data, binary) = (Field::top(object, "data"), Field::top(object, "binaryData"));
+    check_keys(&data, causes);
+    check_keys(&binary, causes);
+    let mut bytes: usize = 0;
+    for (key, value) in data.entries() {
+        if binary.entry(key).is_set() {
+            value.invalid_as(&key.into(), "duplicate of key present in binaryData", causes);
+        }
+        bytes = bytes.saturating_add(value.text().len());
+    }
+    for (_, value) in binary.entries() {
+        bytes = bytes.saturating_add(decoded_bytes(value.text()));
+    }
     if bytes > BYTES_MAX {
+        // The object as a whole.
         causes.push(Cause::too_long("", BYTES_MAX));
     }
 }
 
 pub(super) fn check_secret(object: &Object, causes: &mut Causes) {
-    let mut bytes = 0;
-    for (key, value) in object.get("data").and_then(Value::as_object).into_iter().flatten() {
-        refuse(&format!("data[{key}]"), key, name::config_key(key), causes);
-        bytes += value.as_str().map_or(0, |text| text.len() / 4 * 3);
-    }
+    let data = Field::top(object, "data");
+    check_keys(&data, causes);
+    let bytes = data.entries().fold(0_usize, |sum, (_, value)| sum.saturating_add(decoded_bytes(value.text())));
     if bytes > BYTES_MAX {
-        causes.push(Cause::too_long("data", BYTES_MAX));
+        data.too_long(BYTES_MAX, causes);
     }
-    let has = |key: &str| object.at(&["data", key]).is_some() || object.at(&["stringData", key]).is_some();
-    let mut needs = |key: &str| {
-        if !has(key) {
-            causes.push(Cause::required(format!("data[{key}]"), ""));
-        }
-    };
+    let has = |key: &str| data.entry(key).is_set();
     match object.str_at(&["type"]).unwrap_or_default() {
         "kubernetes.io/tls" => {
-            needs("tls.crt");
-            needs("tls.key");
+            for key in ["tls.crt", "tls.key"].into_iter().filter(|key| !has(key)) {
+                data.entry(key).required("", causes);
+            }
         }
-        "kubernetes.io/ssh-auth" => needs("ssh-privatekey"),
+        "kubernetes.io/ssh-auth" if data.entry("ssh-privatekey").text().is_empty() => {
+            data.entry("ssh-privatekey").required("", causes);
+        }
         "kubernetes.io/basic-auth" if !has("username") && !has("password") => {
-            needs("username");
-            needs("password");
+            data.entry("username").required("", causes);
+            data.entry("password").required("", causes);
         }
-        "kubernetes.io/dockerconfigjson" => docker_config(object, ".dockerconfigjson", causes),
-        "kubernetes.io/dockercfg" => docker_config(object, ".dockercfg", causes),
-        "kubernetes.io/service-account-token"
-            if object.annotation("kubernetes.io/service-account.name").unwrap_or_default().is_empty() =>
-        {
-            causes.push(Cause::required("metadata.annotations[kubernetes.io/service-account.name]", ""));
+        "kubernetes.io/dockerconfigjson" => docker_config(&data.entry(".dockerconfigjson"), causes),
+        "kubernetes.io/dockercfg" => docker_config(&data.entry(".dockercfg"), causes),
+        "kubernetes.io/service-account-token" if object.annotation(ACCOUNT).unwrap_or_default().is_empty() => {
+            causes.push(Cause::required(format!("metadata.annotations[{ACCOUNT}]"), ""));
         }
         _ => {}
     }
 }
 
-fn docker_config(object: &Object, key: &str, causes: &mut Causes) {
-    let path = format!("data[{key}]");
-    let Some(encoded) = object.str_at(&["data", key]) else {
-        causes.push(Cause::required(path, ""));
+fn docker_config(value: &Field<'_, '_>, causes: &mut Causes) {
+    if !value.is_set() {
+        value.required("", causes);
         return;
-    };
-    let decoded = decode_base64(encoded).unwrap_or_default();
+    }
+    let decoded = decode_base64(value.text()).unwrap_or_default();
     if let Err(error) = serde_json::from_slice::<serde_json::Map<String, Value>>(&decoded) {
-        causes.push(Cause::invalid_str(path, "<secret contents redacted>", &error.to_string()));
+        value.invalid_as(&"<secret contents redacted>".into(), &error.to_string(), causes);
     }
 }
 
 pub(super) fn check_update(new: &Object, old: &Object, causes: &mut Causes) {
+    const DETAIL: &str = "field is immutable when `immutable` is set";
     if new.kind() == "Secret" || old.kind() == "Secret" {
         unchanged(new, old, &["type"], causes);
     }
     if old.bool_at(&["immutable"]) != Some(true) {
         return;
     }
-    const DETAIL: &str = "field is immutable when `immutable` is set";
     if new.bool_at(&["immutable"]) != Some(true) {
         causes.push(Cause::forbidden("immutable", DETAIL));
     }

@@ -1,248 +1,157 @@
-//! Containers: ports, environment, mounts, probes, hooks, security.
+//! Containers: what all three lists share, and what each of them may not have.
 
-use std::collections::BTreeSet;
+mod env;
+mod mount;
+mod port;
+mod probe;
+mod security;
 
-use serde_json::{Value, json};
+pub(super) use env::{check_file_field, check_file_resource};
+pub(super) use port::{PROTOCOLS, check_host_ports};
+pub(super) use security::{check_apparmor, check_ids, check_seccomp, check_windows};
 
-use super::{Causes, items, not_negative, one_of, refuse, resources, text};
-use crate::{Cause, name};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::field::Field;
+use super::{Causes, resources};
+use crate::name;
+
+/// Rules about exit codes that a container may have; and codes in one of them.
+const RESTART_RULES_MAX: usize = 20;
+const EXIT_CODES_MAX: usize = 255;
 
 /// What of the pod a container is judged by.
-pub(super) struct Context<'a> {
-    pub(super) volumes: &'a BTreeSet<String>,
+#[derive(Debug)]
+pub(super) struct Context<'v> {
+    /// The pod's volumes, by name, with the kind of their source.
+    pub(super) volumes: &'v BTreeMap<&'v str, &'v str>,
+    /// The resource claims of the pod.
+    pub(super) claims: &'v BTreeSet<&'v str>,
+    pub(super) restart_policy: &'v str,
+    pub(super) os: &'v str,
     pub(super) host_network: bool,
+    pub(super) host_users: bool,
+    /// Seconds that the pod has to end.
+    pub(super) grace_seconds: i64,
+    /// A pod itself, not a template of pods.
+    pub(super) is_pod: bool,
 }
 
-pub(super) fn check(list: &str, container: &Value, path: &str, context: &Context<'_>, causes: &mut Causes) {
-    let given = text(container, "name");
-    if !given.is_empty() {
-        refuse(&format!("{path}.name"), given, name::dns1123_label(given), causes);
-    }
-    let image = text(container, "image");
-    if image.is_empty() {
-        causes.push(Cause::required(format!("{path}.image"), ""));
-    } else if image != image.trim() {
-        let detail = "must not have leading or trailing whitespace";
-        causes.push(Cause::invalid_str(format!("{path}.image"), image, detail));
-    }
-    one_of(container, path, "imagePullPolicy", &["Always", "IfNotPresent", "Never"], causes);
-    one_of(container, path, "terminationMessagePolicy", &["FallbackToLogsOnError", "File"], causes);
-    check_ports(container, path, context, causes);
-    check_env(container, path, causes);
-    check_mounts(container, path, context, causes);
-    resources::check(&container["resources"], &format!("{path}.resources"), causes);
-    check_security(container, path, causes);
-    let sidecar = text(container, "restartPolicy") == "Always";
-    let plain_init = list == "initContainers" && !sidecar;
-    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        let Some(value) = container.get(probe).filter(|value| value.is_object()) else { continue };
-        let path = format!("{path}.{probe}");
-        match list {
-            _ if plain_init => {
-                causes.push(Cause::forbidden(path, "may not be set for init containers without restartPolicy=Always"));
-            }
-            "ephemeralContainers" => causes.push(Cause::forbidden(path, "cannot be set for an Ephemeral Container")),
-            _ => check_probe(probe, value, &path, causes),
-        }
-    }
-    if let Some(lifecycle) = container.get("lifecycle").filter(|value| value.is_object()) {
-        let path = format!("{path}.lifecycle");
-        if plain_init {
-            causes.push(Cause::forbidden(path, "may not be set for init containers without restartPolicy=Always"));
-            return;
-        }
-        for hook in ["postStart", "preStop"] {
-            if let Some(hook_value) = lifecycle.get(hook).filter(|value| value.is_object()) {
-                check_handler(
-                    hook_value,
-                    &["exec", "httpGet", "tcpSocket", "sleep"],
-                    &format!("{path}.{hook}"),
-                    causes,
-                );
+/// The list that a container stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum List {
+    Init,
+    Regular,
+    Ephemeral,
+}
+
+/// What debugging may not change about a pod that runs; the rest is allowed.
+const NOT_FOR_EPHEMERAL: &[&str] = &[
+    "lifecycle",
+    "livenessProbe",
+    "ports",
+    "readinessProbe",
+    "resizePolicy",
+    "resources",
+    "restartPolicy",
+    "restartPolicyRules",
+    "startupProbe",
+];
+
+pub(super) fn check(list: List, container: &Field<'_, '_>, context: &Context<'_>, causes: &mut Causes) {
+    check_common(container, context, list, causes);
+    match list {
+        List::Ephemeral => {
+            for key in NOT_FOR_EPHEMERAL {
+                let field = container.key(key);
+                if !super::metadata::is_nothing(field.value) {
+                    field.forbidden("cannot be set for an Ephemeral Container", causes);
+                }
             }
         }
-    }
-}
-
-fn check_ports(container: &Value, path: &str, context: &Context<'_>, causes: &mut Causes) {
-    let mut names = BTreeSet::new();
-    for (index, port) in items(container, "ports").iter().enumerate() {
-        let path = format!("{path}.ports[{index}]");
-        let given = text(port, "name");
-        if !given.is_empty() {
-            refuse(&format!("{path}.name"), given, name::port_name(given), causes);
-            if !names.insert(given) {
-                causes.push(Cause::duplicate(format!("{path}.name"), &given.into()));
+        List::Init if container.key("restartPolicy").text() != "Always" => {
+            for key in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+                let field = container.key(key);
+                if field.is_set() {
+                    field.forbidden("may not be set for init containers without restartPolicy=Always", causes);
+                }
             }
         }
-        let number = port["containerPort"].as_i64().unwrap_or(0);
-        if number == 0 {
-            causes.push(Cause::required(format!("{path}.containerPort"), ""));
-        } else {
-            port_number(number, &format!("{path}.containerPort"), causes);
-        }
-        let host_port = port["hostPort"].as_i64().unwrap_or(0);
-        if host_port != 0 {
-            port_number(host_port, &format!("{path}.hostPort"), causes);
-            if context.host_network && host_port != number {
-                let detail = "must match `hostPort` when `hostNetwork` is true";
-                causes.push(Cause::invalid(format!("{path}.containerPort"), &number.into(), detail));
-            }
-        }
-        one_of(port, &path, "protocol", &["SCTP", "TCP", "UDP"], causes);
+        List::Init | List::Regular => probe::check(container, context, causes),
+    }
+    if list != List::Ephemeral {
+        check_restart(container, causes);
     }
 }
 
-pub(super) fn port_number(number: i64, path: &str, causes: &mut Causes) {
-    causes.extend(name::port_number(number).iter().map(|why| Cause::invalid(path, &number.into(), why)));
-}
-
-/// A port of a target: a number, or the name of one.
-pub(super) fn port_or_name(value: &Value, path: &str, causes: &mut Causes) {
-    match value {
-        Value::Number(number) => port_number(number.as_i64().unwrap_or(0), path, causes),
-        Value::String(text) => refuse(path, text, name::port_name(text), causes),
-        _ => {}
+fn check_common(container: &Field<'_, '_>, context: &Context<'_>, list: List, causes: &mut Causes) {
+    container.key("name").may_be(name::dns1123_label, causes);
+    let image = container.key("image");
+    if image.text().is_empty() {
+        image.required("", causes);
+    } else if (context.is_pod || list == List::Ephemeral) && image.text() != image.text().trim() {
+        image.invalid("must not have leading or trailing whitespace", causes);
     }
+    container.key("terminationMessagePolicy").one_of(&["File", "FallbackToLogsOnError"], causes);
+    container.key("imagePullPolicy").one_of(&["Always", "IfNotPresent", "Never"], causes);
+    port::check(container, context, list, causes);
+    env::check(container, context, causes);
+    mount::check(container, context, list, causes);
+    if list != List::Ephemeral {
+        resources::check(resources::Use::Container, &container.key("resources"), context.claims, causes);
+        check_resize_policy(&container.key("resizePolicy"), context, causes);
+    }
+    security::check(&container.key("securityContext"), context, causes);
 }
 
-/// Two containers of a pod cannot have one port of the host.
-pub(super) fn check_host_ports(
-    container: &Value,
-    path: &str,
-    seen: &mut BTreeSet<(String, String, i64)>,
-    causes: &mut Causes,
-) {
-    for (index, port) in items(container, "ports").iter().enumerate() {
-        let host_port = port["hostPort"].as_i64().unwrap_or(0);
-        let key = (text(port, "protocol").to_owned(), text(port, "hostIP").to_owned(), host_port);
-        if host_port != 0 && !seen.insert(key) {
-            let shown = format!("{}/{}/{host_port}", text(port, "protocol"), text(port, "hostIP"));
-            causes.push(Cause::duplicate(format!("{path}.ports[{index}].hostPort"), &shown.into()));
+fn check_resize_policy(policies: &Field<'_, '_>, context: &Context<'_>, causes: &mut Causes) {
+    let mut seen = BTreeSet::new();
+    for (index, policy) in policies.items().enumerate() {
+        let (resource, restart) = (policy.key("resourceName"), policy.key("restartPolicy"));
+        if !resource.text().is_empty() && !seen.insert(resource.text()) {
+            causes.push(crate::Cause::duplicate(policies.index(index).path(), resource.value));
         }
-    }
-}
-
-fn check_env(container: &Value, path: &str, causes: &mut Causes) {
-    const SOURCES: &[&str] = &["configMapKeyRef", "fieldRef", "fileKeyRef", "resourceFieldRef", "secretKeyRef"];
-    for (index, variable) in items(container, "env").iter().enumerate() {
-        let path = format!("{path}.env[{index}]");
-        let given = text(variable, "name");
-        if !given.is_empty() {
-            refuse(&format!("{path}.name"), given, name::env_name(given), causes);
+        // Upstream reports both at the list itself.
+        if !["", "cpu", "memory"].contains(&resource.text()) {
+            causes.push(crate::Cause::not_supported(policies.path(), resource.value, &["cpu", "memory"]));
         }
-        let Some(from) = variable.get("valueFrom").and_then(Value::as_object) else { continue };
-        let path = format!("{path}.valueFrom");
-        let sources = SOURCES.iter().filter(|source| from.get(**source).is_some_and(Value::is_object)).count();
-        let detail = match sources {
-            0 => "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
-            _ if !text(variable, "value").is_empty() => "may not be specified when `value` is not empty",
-            1 => continue,
-            _ => "may not have more than one field specified at a time",
-        };
-        causes.push(Cause::invalid(path, &json!(from), detail));
-    }
-    for (index, from) in items(container, "envFrom").iter().enumerate() {
-        let path = format!("{path}.envFrom[{index}]");
-        let sources: Vec<&str> =
-            ["configMapRef", "secretRef"].into_iter().filter(|key| from[*key].is_object()).collect();
-        match sources.as_slice() {
-            [] => causes.push(Cause::invalid(path, &"".into(), "must specify one of: `configMapRef` or `secretRef`")),
-            [one] if text(&from[*one], "name").is_empty() => {
-                causes.push(Cause::required(format!("{path}.{one}.name"), ""));
-            }
-            [_] => {}
-            _ => causes.push(Cause::invalid(path, &"".into(), "may not have more than one field specified at a time")),
+        if !["", "NotRequired", "RestartContainer"].contains(&restart.text()) {
+            let supported = &["NotRequired", "RestartContainer"];
+            causes.push(crate::Cause::not_supported(policies.path(), restart.value, supported));
+        }
+        if context.restart_policy == "Never" && restart.text() == "RestartContainer" {
+            let detail = "must be 'NotRequired' when `restartPolicy` is 'Never'";
+            policies.invalid_as(restart.value, detail, causes);
         }
     }
 }
 
-fn check_mounts(container: &Value, path: &str, context: &Context<'_>, causes: &mut Causes) {
-    let mut paths = BTreeSet::new();
-    for (index, mount) in items(container, "volumeMounts").iter().enumerate() {
-        let path = format!("{path}.volumeMounts[{index}]");
-        let given = text(mount, "name");
-        if !given.is_empty() && !context.volumes.contains(given) {
-            causes.push(Cause::not_found(format!("{path}.name"), &given.into()));
-        }
-        let target = text(mount, "mountPath");
-        if !target.is_empty() && !paths.insert(target) {
-            causes.push(Cause::invalid_str(format!("{path}.mountPath"), target, "must be unique"));
-        }
-        for key in ["subPath", "subPathExpr"] {
-            relative(text(mount, key), &format!("{path}.{key}"), causes);
-        }
-        if !text(mount, "subPath").is_empty() && !text(mount, "subPathExpr").is_empty() {
-            let detail = "subPathExpr and subPath are mutually exclusive";
-            causes.push(Cause::invalid_str(format!("{path}.subPathExpr"), text(mount, "subPathExpr"), detail));
-        }
-        one_of(mount, &path, "mountPropagation", &["Bidirectional", "HostToContainer", "None"], causes);
-    }
-}
-
-/// A path that stays below where it starts.
-pub(super) fn relative(text: &str, path: &str, causes: &mut Causes) {
-    if text.starts_with('/') {
-        causes.push(Cause::invalid_str(path, text, "must be a relative path"));
-    }
-    if text.split('/').any(|part| part == "..") {
-        causes.push(Cause::invalid_str(path, text, "must not contain '..'"));
-    }
-}
-
-fn check_probe(kind: &str, probe: &Value, path: &str, causes: &mut Causes) {
-    check_handler(probe, &["exec", "httpGet", "tcpSocket", "grpc"], path, causes);
-    let numbers = ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"];
-    not_negative(probe, path, &numbers, causes);
-    if kind != "readinessProbe" && probe["successThreshold"].as_i64().is_some_and(|times| times != 1) {
-        causes.push(Cause::invalid(format!("{path}.successThreshold"), &probe["successThreshold"], "must be 1"));
-    }
-    let grace = &probe["terminationGracePeriodSeconds"];
-    if kind == "readinessProbe" && grace.is_number() {
-        let detail = "must not be set for readinessProbes";
-        causes.push(Cause::invalid(format!("{path}.terminationGracePeriodSeconds"), grace, detail));
-    } else if grace.as_i64().is_some_and(|seconds| seconds <= 0) {
-        causes.push(Cause::invalid(format!("{path}.terminationGracePeriodSeconds"), grace, "must be greater than 0"));
-    }
-}
-
-/// Exactly one of `kinds`, and a sound one.
-fn check_handler(handler: &Value, kinds: &[&str], path: &str, causes: &mut Causes) {
-    let given: Vec<&str> = kinds.iter().copied().filter(|kind| handler[*kind].is_object()).collect();
-    let Some((first, more)) = given.split_first() else {
-        causes.push(Cause::required(path, "must specify a handler type"));
+/// A container's own restart policy, and its rules for exit codes.
+fn check_restart(container: &Field<'_, '_>, causes: &mut Causes) {
+    let policy = container.key("restartPolicy");
+    policy.one_of_if_set(&["Always", "Never", "OnFailure"], causes);
+    let rules = container.key("restartPolicyRules");
+    if rules.list().is_empty() {
         return;
-    };
-    for kind in more {
-        causes.push(Cause::forbidden(format!("{path}.{kind}"), "may not specify more than 1 handler type"));
     }
-    let (value, path) = (&handler[*first], format!("{path}.{first}"));
-    match *first {
-        "exec" if items(value, "command").is_empty() => causes.push(Cause::required(format!("{path}.command"), "")),
-        "httpGet" | "tcpSocket" | "grpc" => {
-            port_or_name(&value["port"], &format!("{path}.port"), causes);
-            one_of(value, &path, "scheme", &["HTTP", "HTTPS"], causes);
+    if !policy.is_set() {
+        policy.required("must specify restartPolicy when restart rules are used", causes);
+    }
+    if rules.list().len() > RESTART_RULES_MAX {
+        causes.push(crate::Cause::too_many(rules.path(), rules.list().len(), RESTART_RULES_MAX));
+        return;
+    }
+    for rule in rules.items() {
+        rule.key("action").one_of(&["Restart"], causes);
+        let codes = rule.key("exitCodes");
+        if !codes.is_set() {
+            codes.required("must be specified", causes);
+            continue;
         }
-        _ => {}
-    }
-}
-
-fn check_security(container: &Value, path: &str, causes: &mut Causes) {
-    let security = &container["securityContext"];
-    let path = format!("{path}.securityContext");
-    check_user_ids(security, &path, causes);
-    if security["privileged"].as_bool() == Some(true) && security["allowPrivilegeEscalation"].as_bool() == Some(false) {
-        let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-        causes.push(Cause::invalid(path, security, detail));
-    }
-}
-
-pub(super) fn check_user_ids(security: &Value, path: &str, causes: &mut Causes) {
-    for key in ["runAsUser", "runAsGroup", "fsGroup"] {
-        let id = &security[key];
-        if id.as_i64().is_some_and(|id| !(0..=i64::from(i32::MAX)).contains(&id)) {
-            let detail = format!("must be between 0 and {}, inclusive", i32::MAX);
-            causes.push(Cause::invalid(format!("{path}.{key}"), id, &detail));
+        codes.key("operator").one_of(&["In", "NotIn"], causes);
+        let values = codes.key("values");
+        if values.list().len() > EXIT_CODES_MAX {
+            causes.push(crate::Cause::too_many(values.path(), values.list().len(), EXIT_CODES_MAX));
         }
     }
 }

@@ -2,25 +2,37 @@
 //!
 //! Numbers are left to the kinds: zero and absence are one to upstream. A status is never judged.
 
-use serde_json::{Map, Value};
-
 use super::Causes;
-use crate::schema::{Field, Kind, Type};
-use crate::{Cause, Object};
+use super::field::Field;
+use crate::Object;
+use crate::schema::{self, Kind, Type};
 
 /// Fields that are required on paper and may be empty in practice, or that their kind judges with more words.
 const MAY_BE_EMPTY: &[(&str, &str)] = &[
-    ("EndpointSlice", "endpoints"),
-    ("Role", "rules"),
-    ("ClusterRole", "rules"),
-    ("Endpoint", "addresses"),
     ("CSINodeSpec", "drivers"),
-    ("LimitRangeSpec", "limits"),
+    ("ClusterRole", "rules"),
+    ("DeviceRequest", "exactly"),
+    ("Endpoint", "addresses"),
+    ("EndpointSlice", "endpoints"),
+    ("HTTPHeader", "name"),
     ("HTTPHeader", "value"),
-    ("Sysctl", "value"),
-    ("TokenRequest", "audience"),
     ("HTTPIngressPath", "pathType"),
+    ("LabelSelectorRequirement", "key"),
+    ("LabelSelectorRequirement", "operator"),
+    ("LimitRangeItem", "type"),
+    ("LimitRangeSpec", "limits"),
+    ("NodeSelector", "nodeSelectorTerms"),
+    ("NodeSelectorRequirement", "key"),
+    ("NodeSelectorRequirement", "operator"),
     ("PodAffinityTerm", "topologyKey"),
+    ("PodReadinessGate", "conditionType"),
+    ("PodSchedulingGate", "name"),
+    ("Role", "rules"),
+    ("ScopedResourceSelectorRequirement", "operator"),
+    ("ScopedResourceSelectorRequirement", "scopeName"),
+    ("Sysctl", "value"),
+    ("Taint", "key"),
+    ("TokenRequest", "audience"),
 ];
 
 /// Types that upstream stores with their texts empty.
@@ -31,11 +43,11 @@ pub(super) fn check(of: &'static Type, object: &Object, causes: &mut Causes) {
         if ["metadata", "status", "apiVersion", "kind"].contains(&field.name) {
             continue;
         }
-        check_field(of, field, object.get(field.name), field.name, causes);
+        check_field(of, field, &Field::top(object, field.name), causes);
     }
 }
 
-fn check_struct(of: &'static Type, map: &Map<String, Value>, path: &str, causes: &mut Causes) {
+fn check_struct(of: &'static Type, value: &Field<'_, '_>, causes: &mut Causes) {
     if LENIENT.contains(&of.short_name()) {
         return;
     }
@@ -44,53 +56,52 @@ fn check_struct(of: &'static Type, map: &Map<String, Value>, path: &str, causes:
         if ["metadata", "status"].contains(&field.name) {
             continue;
         }
-        check_field(of, field, map.get(field.name), &format!("{path}.{}", field.name), causes);
+        check_field(of, field, &value.key(field.name), causes);
     }
 }
 
-fn check_field(of: &'static Type, field: &Field, value: Option<&Value>, path: &str, causes: &mut Causes) {
-    let value = value.filter(|value| !value.is_null());
-    let Some(value) = value else {
-        if field.required && !MAY_BE_EMPTY.contains(&(of.short_name(), field.name)) {
-            check_absent(field, path, causes);
+fn check_field(of: &'static Type, field: &schema::Field, value: &Field<'_, '_>, causes: &mut Causes) {
+    let judged = field.required && !MAY_BE_EMPTY.contains(&(of.short_name(), field.name));
+    if !value.is_set() {
+        if judged {
+            check_absent(field, value, causes);
         }
         return;
-    };
-    let empty = value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty);
-    let judged = matches!(field.kind, Kind::String | Kind::Bytes | Kind::List(_));
-    if field.required && empty && judged && !MAY_BE_EMPTY.contains(&(of.short_name(), field.name)) {
-        causes.push(Cause::required(path, ""));
     }
-    check_value(&field.kind, value, path, causes);
+    let empty = value.value.as_str() == Some("") || (value.value.is_array() && value.list().is_empty());
+    if judged && empty && matches!(field.kind, Kind::String | Kind::Bytes | Kind::List(_)) {
+        value.required("", causes);
+    }
+    check_value(&field.kind, value, causes);
 }
 
-fn check_absent(field: &Field, path: &str, causes: &mut Causes) {
+fn check_absent(field: &schema::Field, value: &Field<'_, '_>, causes: &mut Causes) {
     match field.kind.as_struct() {
         // A struct that was left out is an empty one, except where its absence means something.
-        Some(of) if of.short_name() != "LabelSelector" => check_struct(of, &Map::new(), path, causes),
-        Some(_) => causes.push(Cause::required(path, "")),
+        Some(of) if of.short_name() != "LabelSelector" => check_struct(of, value, causes),
+        Some(_) => value.required("", causes),
         None if matches!(field.kind, Kind::String | Kind::Bytes | Kind::List(_) | Kind::IntOrString) => {
-            causes.push(Cause::required(path, ""));
+            value.required("", causes);
         }
         None => {}
     }
 }
 
-fn check_value(kind: &Kind, value: &Value, path: &str, causes: &mut Causes) {
-    match (kind, value) {
-        (Kind::Struct(_), Value::Object(map)) => {
+fn check_value(kind: &Kind, value: &Field<'_, '_>, causes: &mut Causes) {
+    match kind {
+        Kind::Struct(_) if value.value.is_object() => {
             if let Some(of) = kind.as_struct() {
-                check_struct(of, map, path, causes);
+                check_struct(of, value, causes);
             }
         }
-        (Kind::List(inner), Value::Array(list)) => {
-            for (index, item) in list.iter().enumerate() {
-                check_value(inner, item, &format!("{path}[{index}]"), causes);
+        Kind::List(inner) => {
+            for item in value.items() {
+                check_value(inner, &item, causes);
             }
         }
-        (Kind::Map(inner), Value::Object(map)) => {
-            for (key, item) in map {
-                check_value(inner, item, &format!("{path}[{key}]"), causes);
+        Kind::Map(inner) => {
+            for (_, item) in value.entries() {
+                check_value(inner, &item, causes);
             }
         }
         _ => {}

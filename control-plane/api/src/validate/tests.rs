@@ -1,9 +1,85 @@
 //! What people get wrong, and what they are told.
 
+#[rustfmt::skip]
+mod cluster;
+#[rustfmt::skip]
+mod container;
+#[rustfmt::skip]
+mod metadata;
+#[rustfmt::skip]
+mod network;
+#[rustfmt::skip]
+mod pod;
+#[rustfmt::skip]
+mod service;
+#[rustfmt::skip]
+mod update;
+#[rustfmt::skip]
+mod volume;
+#[rustfmt::skip]
+mod workload;
+
 use serde_json::{Value, json};
 
 use super::*;
 use crate::{defaults, row, strategy};
+
+/// A rule: what it says, upstream's function that has it, where in a sound object something is put, what is put there, and
+/// which fields are faulty then, with the kind of the fault; nothing when the object stays sound.
+type Rule<'a> = (&'a str, &'a str, &'a str, Value, &'a str);
+
+/// Puts a value at a JSON pointer, making what lies on the way.
+fn put(object: &mut Value, pointer: &str, value: Value) {
+    let mut place = object;
+    for step in pointer.split('/').skip(1) {
+        // RFC 6901, section 3.
+        let step = step.replace("~1", "/");
+        place = match place {
+            Value::Array(list) => {
+                let index: usize = step.parse().unwrap();
+                if index == list.len() {
+                    list.push(Value::Null);
+                }
+                &mut list[index]
+            }
+            other => &mut other[step],
+        };
+    }
+    *place = value;
+}
+
+fn found(causes: &[Cause]) -> String {
+    let mut all: Vec<String> = causes.iter().map(|cause| format!("{} {:?}", cause.field, cause.kind)).collect();
+    all.dedup();
+    all.join("; ")
+}
+
+/// The base is sound; each rule breaks it as it says.
+#[track_caller]
+fn rules(group: &str, version: &str, resource: &str, base: &Value, table: &[Rule<'_>]) {
+    let (row, object) = prepared(group, version, resource, base.clone());
+    assert_eq!(found(&create(row, &object)), "", "the base");
+    for (says, source, pointer, value, expect) in table {
+        let mut broken = base.clone();
+        put(&mut broken, pointer, value.clone());
+        let (row, object) = prepared(group, version, resource, broken);
+        let causes = create(row, &object);
+        assert_eq!(found(&causes), *expect, "{says} ({source}): {pointer} = {value}\n{causes:#?}");
+    }
+}
+
+/// What changes of a sound object are refused.
+#[track_caller]
+fn changes((group, version, resource): (&str, &str, &str), subresource: &str, base: &Value, table: &[Rule<'_>]) {
+    let (row, old) = prepared(group, version, resource, base.clone());
+    assert_eq!(found(&update(row, subresource, &old, &old)), "", "no change");
+    for (says, source, pointer, value, expect) in table {
+        let mut changed = old.to_value();
+        put(&mut changed, pointer, value.clone());
+        let causes = update(row, subresource, &Object::from_value(changed).unwrap(), &old);
+        assert_eq!(found(&causes), *expect, "{says} ({source}): {pointer} = {value}\n{causes:#?}");
+    }
+}
 
 fn prepared(group: &str, version: &str, resource: &str, given: Value) -> (&'static Row, Object) {
     let row = row(group, version, resource).unwrap();
@@ -210,8 +286,11 @@ fn jobs_and_services() {
         "v1",
         "services",
         json!({"spec": {"clusterIP": "10.43.0.9", "ports": [{"port": 80}]}}),
-        (&["spec", "clusterIP"], json!("10.43.0.8")),
-        &["spec.clusterIPs[0]: Invalid value: [\"10.43.0.8\"]: may not change once set"],
+        (&["spec", "clusterIPs"], json!(["10.43.0.8"])),
+        &[
+            "spec.clusterIPs: Invalid value: [\"10.43.0.8\"]: first value must match `clusterIP`",
+            "spec.clusterIPs[0]: Invalid value: [\"10.43.0.8\"]: may not change once set",
+        ],
     );
 }
 

@@ -1,88 +1,60 @@
-//! A pod's volumes: one source each, with sound paths and modes.
+//! A pod's volumes: one source each, and a sound one.
 
-use std::collections::BTreeSet;
+mod projected;
+mod source;
 
-use serde_json::Value;
+pub(super) use source::{check_csi_driver, check_host_path, check_network_source};
 
-use super::container::relative;
-use super::{Causes, items, refuse, text};
-use crate::{Cause, Quantity, name};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Judges the volumes, and returns their names.
-pub(super) fn check(volumes: &[Value], path: &str, causes: &mut Causes) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for (index, volume) in volumes.iter().enumerate() {
-        let path = format!("{path}[{index}]");
-        let given = text(volume, "name");
-        if !given.is_empty() {
-            refuse(&format!("{path}.name"), given, name::dns1123_label(given), causes);
-            if !names.insert(given.to_owned()) {
-                causes.push(Cause::duplicate(format!("{path}.name"), &given.into()));
-            }
+use super::Causes;
+use super::field::Field;
+use crate::name;
+
+/// Judges the volumes, and returns their names with the kinds of their sources. `pod` is the name of the pod when it is one.
+pub(super) fn check<'v>(
+    volumes: &Field<'v, '_>,
+    pod: &str,
+    is_pod: bool,
+    causes: &mut Causes,
+) -> BTreeMap<&'v str, &'v str> {
+    let mut kinds = BTreeMap::new();
+    // Claims that come into being for the pod's own volumes.
+    let made: BTreeSet<String> = volumes
+        .items()
+        .filter(|volume| !pod.is_empty() && volume.key("ephemeral").is_set())
+        .map(|volume| format!("{pod}-{}", volume.key("name").text()))
+        .collect();
+    for volume in volumes.items() {
+        let given = volume.key("name");
+        let mut sources = volume.entries().filter(|(key, source)| *key != "name" && source.is_set());
+        let first = sources.next().map(|(kind, _)| kind);
+        for (kind, _) in sources {
+            volume.key(kind).forbidden("may not specify more than 1 volume type", causes);
         }
-        let sources =
-            volume.as_object().into_iter().flatten().filter(|(key, value)| *key != "name" && value.is_object());
-        for (count, (kind, source)) in sources.enumerate() {
-            let path = format!("{path}.{kind}");
-            if count > 0 {
-                causes.push(Cause::forbidden(path, "may not specify more than 1 volume type"));
-                continue;
-            }
-            check_source(kind, source, &path, causes);
+        match first {
+            None => volume.required("must specify a volume type", causes),
+            Some(kind) => source::check(kind, &volume, pod, is_pod, causes),
+        }
+        if given.text().is_empty() {
+            continue;
+        }
+        given.must_be(name::dns1123_label, causes);
+        if kinds.insert(given.text(), first.unwrap_or_default()).is_some() {
+            given.duplicate(causes);
+        }
+        let claim = volume.key("persistentVolumeClaim").key("claimName").text();
+        if made.contains(claim) {
+            let detail = "must not reference a PVC that gets created for an ephemeral volume";
+            volume.key("persistentVolumeClaim").key("claimName").invalid(detail, causes);
         }
     }
-    names
+    kinds
 }
 
-fn check_source(kind: &str, source: &Value, path: &str, causes: &mut Causes) {
-    mode(&source["defaultMode"], &format!("{path}.defaultMode"), causes);
-    check_items(source, path, causes);
-    match kind {
-        "secret" if text(source, "secretName").is_empty() => {
-            causes.push(Cause::required(format!("{path}.secretName"), ""));
-        }
-        "configMap" if text(source, "name").is_empty() => causes.push(Cause::required(format!("{path}.name"), "")),
-        "emptyDir" => {
-            let negative = source["sizeLimit"].as_str().and_then(|text| Quantity::parse(text).ok());
-            if negative.is_some_and(Quantity::is_negative) {
-                let detail = "SizeLimit field must be a valid resource quantity";
-                causes.push(Cause::forbidden(format!("{path}.sizeLimit"), detail));
-            }
-        }
-        "hostPath" if text(source, "path").split('/').any(|part| part == "..") => {
-            causes.push(Cause::invalid_str(format!("{path}.path"), text(source, "path"), "must not contain '..'"));
-        }
-        "projected" => {
-            for (index, one) in items(source, "sources").iter().enumerate() {
-                let path = format!("{path}.sources[{index}]");
-                for (kind, inner) in one.as_object().into_iter().flatten() {
-                    check_items(inner, &format!("{path}.{kind}"), causes);
-                    if matches!(kind.as_str(), "secret" | "configMap") && text(inner, "name").is_empty() {
-                        causes.push(Cause::required(format!("{path}.{kind}.name"), ""));
-                    }
-                }
-                let token = &one["serviceAccountToken"]["expirationSeconds"];
-                if token.as_i64().is_some_and(|seconds| seconds < 600) {
-                    let field = format!("{path}.serviceAccountToken.expirationSeconds");
-                    causes.push(Cause::invalid(field, token, "may not specify a duration less than 10 minutes"));
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
-fn check_items(source: &Value, path: &str, causes: &mut Causes) {
-    for (index, item) in items(source, "items").iter().enumerate() {
-        let path = format!("{path}.items[{index}]");
-        relative(text(item, "path"), &format!("{path}.path"), causes);
-        mode(&item["mode"], &format!("{path}.mode"), causes);
-    }
-}
-
-fn mode(value: &Value, path: &str, causes: &mut Causes) {
-    if value.as_i64().is_some_and(|mode| !(0..=0o777).contains(&mode)) {
-        let detail = "must be a number between 0 and 0777 (octal), both inclusive";
-        causes.push(Cause::invalid(path, value, detail));
+/// The bits of a file's mode.
+pub(super) fn mode(mode: &Field<'_, '_>, causes: &mut Causes) {
+    if mode.number().is_some_and(|bits| !(0..=0o777).contains(&bits)) {
+        mode.invalid("must be a number between 0 and 0777 (octal), both inclusive", causes);
     }
 }

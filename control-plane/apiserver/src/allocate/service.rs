@@ -1,6 +1,9 @@
 //! What a Service needs and holds: filled in before it is stored. Pure beside the claim.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use control_plane_api::{Cause, Object, Status};
 use serde_json::{Value, json};
@@ -53,9 +56,39 @@ fn invalid(object: &Object, field: &str, value: &Value, why: &Refused) -> Status
     Status::invalid("", "Service", object.name(), vec![Cause::invalid(field, value, &detail)])
 }
 
+/// The cluster has addresses of one family: what asks for the other is told so, and never given something else in silence.
+/// A headless Service without a selector has whatever addresses its endpoints have.
+fn families(object: &Object) -> Outcome<()> {
+    let selects = object.at(&["spec", "selector"]).and_then(Value::as_object).is_some_and(|map| !map.is_empty());
+    if service_type(object) == "ExternalName" || (cluster_ip(object) == NONE && !selects) {
+        return Ok(());
+    }
+    let mut causes = Vec::new();
+    let families = object.at(&["spec", "ipFamilies"]).cloned().unwrap_or_default();
+    for (index, family) in families.as_array().into_iter().flatten().enumerate() {
+        if family == "IPv6" {
+            let field = format!("spec.ipFamilies[{index}]");
+            causes.push(Cause::invalid(field, &families, "not configured on this cluster"));
+        }
+    }
+    let addresses = object.list_at(&["spec", "clusterIPs"]);
+    for (index, address) in addresses.iter().enumerate() {
+        if address.as_str().is_some_and(|text| text.parse::<Ipv6Addr>().is_ok()) {
+            let field = format!("spec.clusterIPs[{index}]");
+            causes.push(Cause::invalid(field, address, "IPv6 is not configured on this cluster"));
+        }
+    }
+    if object.str_at(&["spec", "ipFamilyPolicy"]) == Some("RequireDualStack") {
+        let detail = "this cluster is not configured for dual-stack services";
+        causes.push(Cause::invalid_str("spec.ipFamilyPolicy", "RequireDualStack", detail));
+    }
+    if causes.is_empty() { Ok(()) } else { Err(Status::invalid("", "Service", object.name(), causes).into()) }
+}
+
 /// Gives the Service its address and ports, keeps those it has, and lets go of those it no longer needs.
 pub(super) fn fill(mut claim: Claim, live: Option<&Object>, object: &mut Object, dry_run: bool) -> Outcome<Claim> {
     let (old_addresses, old_ports) = live.map(holdings).unwrap_or_default();
+    families(object)?;
     address(&mut claim, &old_addresses, live, object)?;
     ports(&mut claim, &old_ports, object)?;
     let (addresses, ports) = holdings(object);

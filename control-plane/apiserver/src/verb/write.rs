@@ -1,6 +1,6 @@
 //! CREATE, UPDATE and PATCH: every write of a stored object goes through here, the server's own too.
 //!
-//!     create: decode -> metadata -> defaults -> admission -> strategy -> validate -> managed fields -> store(Absent)
+//!     create: decode -> metadata -> defaults -> admission -> strategy -> validate -> claim -> managed fields -> store(Absent)
 //!     change: read -> produce -> metadata -> defaults -> admission -> strategy -> validate -> managed fields -> store(At) --conflict--> read
 //!
 //! Invariant: what is answered is what was stored; a dry run does everything but store.
@@ -78,11 +78,12 @@ async fn create_once(call: &mut Call, object: &mut Object, manager: &str, dry_ru
     behaviour::prepare_for_create(call.row, object);
     behaviour::defaults(call.row, object);
     behaviour::normalize(call.row, object);
-    let claim = call.kernel.allocators.claim_for_create(call.row, object, dry_run)?;
     let causes = behaviour::validate_create(call.row, object);
     if !causes.is_empty() {
         return Err(Status::invalid(call.row.group, call.row.kind, object.name(), causes).into());
     }
+    // After validation: giving out takes away what the type has no use for, and that is to be told.
+    let claim = call.kernel.allocators.claim_for_create(call.row, object, dry_run)?;
     admission::validate(call, Operation::Create, "", object, None).await?;
     // An applied object brings its fields with it; every other writer's are found by comparing.
     if !call.is_apply() {
