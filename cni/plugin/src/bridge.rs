@@ -2,7 +2,8 @@
 //!
 //! `validate -> address -> wire`: the address comes first because the container's hardware address is made from it, so
 //! that a reused address needs no neighbour's memory to expire. Host ends have a name computed from network, container
-//! and link: DEL finds them without a previous result, and what a killed ADD left is recognised and replaced.
+//! and link, and a remark that says whose they are: DEL finds them without a previous result, what a killed ADD left is
+//! recognised and replaced, and nobody's is taken for another's.
 
 use cni_netlink::rtnetlink::RtnetlinkError;
 use cni_netlink::{Batch, Namespace, Rtnetlink, sysctl};
@@ -41,6 +42,7 @@ pub fn run(request: &Request) -> Result<Value, PluginError> {
 }
 
 fn add(request: &Request, config: &BridgeConfig) -> Result<AddResult, PluginError> {
+    request.check_args()?;
     let namespace = request.namespace()?;
     let mac = wiring::requested_mac(request, config)?;
     let ipam = ipam::Ipam::of(request, config)?;
@@ -50,7 +52,9 @@ fn add(request: &Request, config: &BridgeConfig) -> Result<AddResult, PluginErro
     let wired = wire(request, config, &namespace, &mut host, mac, &mut result);
     if let Err(error) = wired {
         // The error that matters is the first one; what cannot be undone now, DEL or GC will undo.
-        let _ = host.apply(Batch::default().delete_link(&wiring::host_name(request)));
+        if let Ok(Some(link)) = wiring::host_end(request, &mut host) {
+            let _ = host.apply(Batch::default().delete_link(&link.name));
+        }
         let _ = ipam.del();
         return Err(error);
     }
@@ -130,10 +134,9 @@ fn ensure_settings(config: &BridgeConfig, result: &AddResult) -> Result<(), Plug
 /// CNI 1.1, section 4: DEL succeeds when the container, its namespace or its link are gone.
 fn del(request: &Request, config: &BridgeConfig) -> Result<(), PluginError> {
     let mut host = Rtnetlink::open().map_err(|error| netlink(&error))?;
-    let name = wiring::host_name(request);
-    let found = host.link(&name).map_err(|error| netlink(&error))?;
-    if found.is_some() {
-        host.apply(Batch::default().delete_link(&name)).map_err(|error| netlink(&error))?;
+    let found = wiring::host_end(request, &mut host).map_err(|error| netlink(&error))?;
+    if let Some(link) = found {
+        host.apply(Batch::default().delete_link(&link.name)).map_err(|error| netlink(&error))?;
     } else if let Ok(namespace) = request.namespace() {
         // Made by another bridge plugin before this one was installed.
         let mut container = Rtnetlink::open_in(&namespace).map_err(|error| netlink(&error))?;
@@ -184,11 +187,10 @@ fn gc(request: &Request, config: &BridgeConfig) -> Result<(), PluginError> {
     let mut host = Rtnetlink::open().map_err(|error| netlink(&error))?;
     let mut batch = Batch::default();
     if let Some(bridge) = host.link(&config.bridge).map_err(|error| netlink(&error))? {
-        let kept: Vec<String> = valid.iter().map(|attachment| wiring::name_for(&request.name, attachment)).collect();
         for link in host.links().map_err(|error| netlink(&error))? {
             let is_ours =
                 link.controller == Some(bridge.index) && link.name.starts_with(wiring::prefix(&request.name).as_str());
-            if is_ours && !kept.contains(&link.name) {
+            if is_ours && !valid.iter().any(|attachment| wiring::is_of(&link, &request.name, attachment)) {
                 batch.delete_link(&link.name);
             }
         }

@@ -1,7 +1,8 @@
 //! The IPAM plugin `host-local`: addresses from ranges of the configuration, leases on this machine.
 //!
 //! Usable as a program of its own, and by `bridge` without another process. Asking again for the same container and
-//! link gives the same addresses, so an ADD that was killed and repeated leaks nothing.
+//! link gives the same addresses, so an ADD that was killed and repeated leaks nothing. Leases lie where and as the
+//! reference plugin keeps them, so that a host may change from one to the other while containers run.
 
 use std::fs;
 use std::net::IpAddr;
@@ -19,8 +20,10 @@ mod range;
 use leases::Leases;
 use range::RangeSet;
 
-/// Beside the other records of what runs now; gone at reboot, like the containers.
-const DATA_DIRECTORY: &str = "/run/sampan/leases";
+/// The reference plugin's.
+const DATA_DIRECTORY: &str = "/var/lib/cni/networks";
+/// Where an earlier version kept them.
+const EARLIER_DIRECTORY: &str = "/run/sampan/leases";
 
 #[derive(serde::Deserialize)]
 struct Config {
@@ -58,6 +61,7 @@ pub fn run(request: &Request) -> Result<Value, PluginError> {
 /// # Errors
 /// Code 7 for a bad configuration, 11 when a range is exhausted or the lock is busy, 5 for the disk.
 pub fn add(request: &Request) -> Result<AddResult, PluginError> {
+    request.check_args()?;
     let plan = plan(request)?;
     let wanted = plan.requested(request)?;
     let dns = plan.config.ipam.resolv_conf.as_deref().map(read_resolv_conf).transpose()?.unwrap_or_default();
@@ -77,7 +81,7 @@ pub fn add(request: &Request) -> Result<AddResult, PluginError> {
 /// Codes 5 and 11.
 pub fn del(request: &Request) -> Result<(), PluginError> {
     let (directory, owner) = place(request)?;
-    if !directory.exists() {
+    if !is_there(&directory) {
         return Ok(());
     }
     open(&directory)?.release(&owner).map_err(|error| lease_error(&error))
@@ -89,7 +93,7 @@ pub fn del(request: &Request) -> Result<(), PluginError> {
 /// Code 999 when not.
 pub fn check(request: &Request) -> Result<(), PluginError> {
     let plan = plan(request)?;
-    let held = open(&plan.directory)?.held_by(&plan.owner);
+    let held = open(&plan.directory)?.held_by(&plan.owner).map_err(|error| lease_error(&error))?;
     if held.len() == plan.sets.len() {
         return Ok(());
     }
@@ -110,11 +114,12 @@ pub fn check(request: &Request) -> Result<(), PluginError> {
 /// Code 50 when not.
 pub fn status(request: &Request) -> Result<(), PluginError> {
     let plan = plan(request)?;
-    if !plan.directory.exists() {
+    if !is_there(&plan.directory) {
         return Ok(());
     }
     let leases = open(&plan.directory)?;
-    match plan.sets.iter().find(|set| leases.is_exhausted(set)) {
+    let taken = leases.taken().map_err(|error| lease_error(&error))?;
+    match plan.sets.iter().find(|set| leases::is_exhausted(set, &taken)) {
         None => Ok(()),
         Some(set) => Err(PluginError::new(Code::NotAvailable, format!("no free address in {set}"))),
     }
@@ -127,7 +132,7 @@ pub fn status(request: &Request) -> Result<(), PluginError> {
 pub fn gc(request: &Request) -> Result<(), PluginError> {
     let valid = request.valid_attachments()?;
     let (directory, _) = place(request)?;
-    if !directory.exists() {
+    if !is_there(&directory) {
         return Ok(());
     }
     open(&directory)?.retain(&valid).map_err(|error| lease_error(&error))
@@ -179,8 +184,15 @@ impl Plan {
     }
 }
 
+/// Whether there may be leases; without, nothing is made for looking.
+fn is_there(directory: &Path) -> bool {
+    let earlier = directory.strip_prefix(DATA_DIRECTORY).ok().map(|name| Path::new(EARLIER_DIRECTORY).join(name));
+    directory.exists() || earlier.is_some_and(|earlier| earlier.exists())
+}
+
 fn open(directory: &Path) -> Result<Leases, PluginError> {
-    Leases::open(directory).map_err(|error| lease_error(&error))
+    let earlier = directory.strip_prefix(DATA_DIRECTORY).ok().map(|name| Path::new(EARLIER_DIRECTORY).join(name));
+    Leases::open(directory, earlier.as_deref()).map_err(|error| lease_error(&error))
 }
 
 fn lease_error(error: &leases::LeaseError) -> PluginError {
@@ -188,7 +200,7 @@ fn lease_error(error: &leases::LeaseError) -> PluginError {
     let code = match error {
         E::Busy { .. } | E::Exhausted { .. } | E::Taken { .. } => Code::TryAgainLater,
         E::Directory { .. } | E::Lock { .. } | E::Read { .. } | E::Write { .. } => Code::Io,
-        E::Decode { .. } | E::Version { .. } => Code::Decoding,
+        E::Version { .. } => Code::Decoding,
     };
     failed(code, "leases", error)
 }

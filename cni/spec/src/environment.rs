@@ -54,6 +54,8 @@ pub struct Environment {
     pub if_name: String,
     /// `CNI_ARGS`, `KEY=VALUE` pairs.
     pub args: Vec<(String, String)>,
+    /// What is wrong with `CNI_ARGS`, for plugins that read them: others are called with anything (`none`, by some runtimes).
+    pub bad_args: Option<String>,
     /// `CNI_PATH`, directories of plugins.
     pub path: Vec<PathBuf>,
 }
@@ -88,9 +90,12 @@ impl Environment {
                 return Err(invalid(format!("CNI_NETNS is required for {command}")));
             }
         }
-        let args = parse_args(&text("CNI_ARGS")?).map_err(invalid)?;
+        let (args, bad_args) = match text("CNI_ARGS").map_err(|error| error.msg).and_then(|text| parse_args(&text)) {
+            Ok(args) => (args, None),
+            Err(message) => (Vec::new(), Some(message)),
+        };
         let path = get("CNI_PATH").map(|list| std::env::split_paths(&list).collect()).unwrap_or_default();
-        Ok(Self { command, container_id, netns, if_name, args, path })
+        Ok(Self { command, container_id, netns, if_name, args, bad_args, path })
     }
 
     /// The value of one `CNI_ARGS` key.
@@ -168,6 +173,7 @@ mod tests {
             assert_eq!(parse(&changed).unwrap_err().code, Code::InvalidEnvironment, "{key}={bad}");
         }
         assert!(parse(&[("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0")]).is_ok());
-        assert!(parse(&[("CNI_COMMAND", "VERSION"), ("CNI_ARGS", "x")]).is_err());
+        let strange = parse(&[("CNI_COMMAND", "VERSION"), ("CNI_ARGS", "none")]).unwrap();
+        assert!(strange.args.is_empty() && strange.bad_args.unwrap().contains("`none`"));
     }
 }

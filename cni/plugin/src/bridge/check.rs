@@ -24,13 +24,13 @@ pub(super) fn check(request: &Request, config: &BridgeConfig) -> Result<(), Plug
 
 fn check_host(request: &Request, config: &BridgeConfig) -> Result<(), PluginError> {
     let mut host = Rtnetlink::open().map_err(|error| netlink(&error))?;
-    let mut link = |name: &str| -> Result<_, PluginError> {
-        let link = host.link(name).map_err(|error| netlink(&error))?;
-        let link = link.ok_or_else(|| wrong(format!("link {name} is gone")))?;
-        if link.is_up { Ok(link) } else { Err(wrong(format!("link {name} is down"))) }
-    };
-    let bridge = link(&config.bridge)?;
-    let port = link(&wiring::host_name(request))?;
+    let bridge = host.link(&config.bridge).map_err(|error| netlink(&error))?;
+    let bridge = bridge.ok_or_else(|| wrong(format!("link {} is gone", config.bridge)))?;
+    let port = wiring::host_end(request, &mut host).map_err(|error| netlink(&error))?;
+    let port = port.ok_or_else(|| wrong("the host end of the container's link is gone".into()))?;
+    if let Some(link) = [&bridge, &port].into_iter().find(|link| !link.is_up) {
+        return Err(wrong(format!("link {} is down", link.name)));
+    }
     if port.controller != Some(bridge.index) {
         return Err(wrong(format!("link {} is no port of bridge {}", port.name, bridge.name)));
     }

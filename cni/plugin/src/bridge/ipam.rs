@@ -75,7 +75,7 @@ impl<'a> Ipam<'a> {
 fn delegate(request: &Request, kind: &str, command: Command) -> Result<Option<AddResult>, PluginError> {
     // CNI 1.1, section 4: the delegate gets the same environment and the whole configuration.
     let path = &request.environment.path;
-    invoke::delegate(kind, command, &request.config, path, DELEGATE_LIMIT).map_err(|error| match error {
+    invoke::delegate(kind, command, &request.original, path, DELEGATE_LIMIT).map_err(|error| match error {
         InvokeError::Plugin { source, .. } => source,
         other => failed(Code::Internal, "ipam", &other),
     })

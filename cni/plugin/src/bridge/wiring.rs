@@ -2,11 +2,10 @@
 //!
 //! Host side: bridge and one end of the pair, in one batch each. Container side: everything in one batch.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
-use cni_netlink::rtnetlink::{NewRoute, PortChange, Veth};
+use cni_netlink::rtnetlink::{NewRoute, PortChange, RtnetlinkError, Veth, stable_mac};
 use cni_netlink::{Batch, Link, Namespace, Rtnetlink};
 use cni_spec::cidr::successor;
 use cni_spec::{AddResult, Attachment, Cidr, Code, PluginError, Route};
@@ -23,15 +22,61 @@ pub(super) struct Pair {
     pub(super) container: Link,
 }
 
-/// Name of the host end of this request's pair.
-pub(super) fn host_name(request: &Request) -> String {
-    name_for(&request.name, &attachment(request))
+/// The hash in a name has 28 bits: of 20,000 attachments two may well have the same one. Each tries the next name then.
+const NAMES_MAX: u64 = 4;
+/// `IFALIASZ` is 256 with its NUL.
+const OWNER_BYTES_MAX: usize = 200;
+
+/// Names that the host end may have: `veth`, four digits for the network, seven for the attachment: 15 characters.
+pub(super) fn names(network: &str, attachment: &Attachment) -> impl Iterator<Item = String> {
+    let prefix = prefix(network);
+    let owner = format!("{} {}", attachment.container_id, attachment.if_name);
+    (0..NAMES_MAX).map(move |number| {
+        let text = if number == 0 { owner.clone() } else { format!("{owner} {number}") };
+        format!("{prefix}{:07x}", fnv(text.as_bytes()) & 0x0fff_ffff)
+    })
 }
 
-/// `veth`, four digits for the network, seven for the attachment: 15 characters.
-pub(super) fn name_for(network: &str, attachment: &Attachment) -> String {
-    let hash = fnv(format!("{} {}", attachment.container_id, attachment.if_name).as_bytes());
-    format!("{}{:07x}", prefix(network), hash & 0x0fff_ffff)
+/// Who an end belongs to, as its remark says it.
+fn owner(network: &str, attachment: &Attachment) -> String {
+    let text = format!("{network} {} {}", attachment.container_id, attachment.if_name);
+    if text.len() <= OWNER_BYTES_MAX {
+        return text;
+    }
+    let reversed: Vec<u8> = text.bytes().rev().collect();
+    format!("{:016x}{:016x}", fnv(text.as_bytes()), fnv(&reversed))
+}
+
+/// The remark on a host end: bridge, gateways, owner. With it a bridge that somebody deleted gets its ports back (services
+/// read it), and nobody takes another's end for his own.
+fn remark(config: &BridgeConfig, result: &AddResult, owner: &str) -> String {
+    let gateways: Vec<String> = result
+        .ips
+        .iter()
+        .filter(|_| config.is_gateway)
+        .filter_map(|ip| Some(format!("{}/{}", ip.gateway?, ip.address.prefix())))
+        .collect();
+    let gateways = if gateways.is_empty() { "-".to_owned() } else { gateways.join(",") };
+    format!("{} {gateways} {owner}", config.bridge)
+}
+
+/// Whether the end belongs to this attachment. One without a remark was made by an earlier version, which had one name only.
+pub(super) fn is_of(link: &Link, network: &str, attachment: &Attachment) -> bool {
+    match &link.alias {
+        Some(remark) => remark.ends_with(&format!(" {}", owner(network, attachment))),
+        None => names(network, attachment).next().is_some_and(|first| first == link.name),
+    }
+}
+
+/// The host end of this request's pair.
+pub(super) fn host_end(request: &Request, host: &mut Rtnetlink) -> Result<Option<Link>, RtnetlinkError> {
+    let attachment = attachment(request);
+    for name in names(&request.name, &attachment) {
+        if let Some(link) = host.link(&name)?.filter(|link| is_of(link, &request.name, &attachment)) {
+            return Ok(Some(link));
+        }
+    }
+    Ok(None)
 }
 
 /// What the host ends of one network begin with.
@@ -105,7 +150,8 @@ pub(super) fn ensure_bridge(
     let link = match find(host)? {
         Some(link) => link,
         None => {
-            let batch_error = host.apply(Batch::default().create_bridge(&config.bridge, mtu, Some(random_mac())));
+            let batch_error =
+                host.apply(Batch::default().create_bridge(&config.bridge, mtu, Some(stable_mac(&config.bridge))));
             batch_error.map_err(|error| netlink(&error))?;
             find(host)?.ok_or_else(|| {
                 PluginError::new(Code::TryAgainLater, format!("bridge {} vanished while it was made", config.bridge))
@@ -176,28 +222,7 @@ pub(super) fn connect(
     mac: Option<[u8; 6]>,
     result: &AddResult,
 ) -> Result<Pair, PluginError> {
-    let name = host_name(request);
-    let veth = Veth {
-        name: &name,
-        bridge: Some(bridge.index),
-        peer_name: &request.environment.if_name,
-        peer_namespace: namespace.as_fd(),
-        peer_mac: mac.or_else(|| mac_for(result)),
-        mtu: (config.mtu != 0).then_some(config.mtu),
-    };
-    let port = PortChange { hairpin: Some(config.hairpin()), isolated: config.port_isolation.then_some(true) };
-    let mut batch = Batch::default();
-    batch.create_veth(&veth).set_port(&name, port);
-    match host.apply(&batch) {
-        Err(error) if error.errno() == Some(EEXIST) => {
-            // The name is this attachment's own, and the container has no such link: a killed ADD left it behind,
-            // its other end in a namespace that is gone or in this one under another name.
-            let mut again = Batch::default();
-            again.delete_link(&name).create_veth(&veth).set_port(&name, port);
-            host.apply(&again).map_err(|error| netlink(&error))?;
-        }
-        other => other.map_err(|error| netlink(&error))?,
-    }
+    let name = create_pair(request, config, namespace, host, bridge, mac, result)?;
     let vanished = |which: &str| PluginError::new(Code::UnknownContainer, format!("link {which} vanished during ADD"));
     let mut inside = Rtnetlink::open_in(namespace).map_err(|error| netlink(&error))?;
     let if_name = &request.environment.if_name;
@@ -205,6 +230,51 @@ pub(super) fn connect(
     inside.apply(&container_batch(&container, result)).map_err(|error| netlink(&error))?;
     let host_end = host.link(&name).map_err(|error| netlink(&error))?.ok_or_else(|| vanished(&name))?;
     Ok(Pair { host: host_end, container })
+}
+
+/// Makes the pair under the first name that is free or this attachment's own.
+fn create_pair(
+    request: &Request,
+    config: &BridgeConfig,
+    namespace: &Namespace,
+    host: &mut Rtnetlink,
+    bridge: &Link,
+    mac: Option<[u8; 6]>,
+    result: &AddResult,
+) -> Result<String, PluginError> {
+    let attachment = attachment(request);
+    let remark = remark(config, result, &owner(&request.name, &attachment));
+    let port = PortChange { hairpin: Some(config.hairpin()), isolated: config.port_isolation.then_some(true) };
+    for name in names(&request.name, &attachment) {
+        let veth = Veth {
+            name: &name,
+            bridge: Some(bridge.index),
+            peer_name: &request.environment.if_name,
+            peer_namespace: namespace.as_fd(),
+            peer_mac: mac.or_else(|| mac_for(result)),
+            mtu: (config.mtu != 0).then_some(config.mtu),
+        };
+        // Alone: what follows would change another's end, were it there.
+        match host.apply(Batch::default().create_veth(&veth)) {
+            Err(error) if error.errno() == Some(EEXIST) => {
+                let found = host.link(&name).map_err(|error| netlink(&error))?;
+                if found.is_some_and(|link| !is_of(&link, &request.name, &attachment)) {
+                    continue;
+                }
+                // This attachment's own, and the container has no such link: a killed ADD left it behind, its other end in a
+                // namespace that is gone or in this one under another name.
+                let mut again = Batch::default();
+                again.delete_link(&name).create_veth(&veth);
+                host.apply(&again).map_err(|error| netlink(&error))?;
+            }
+            other => other.map_err(|error| netlink(&error))?,
+        }
+        let labelled = host.apply(Batch::default().set_labelled_port(&name, port, Some(&remark)));
+        labelled.map_err(|error| netlink(&error))?;
+        return Ok(name);
+    }
+    let message = format!("{NAMES_MAX} names for the host end of container {} are taken", attachment.container_id);
+    Err(PluginError::new(Code::Internal, message))
 }
 
 fn container_batch(link: &Link, result: &AddResult) -> Batch {
@@ -242,12 +312,6 @@ fn mac_for(result: &AddResult) -> Option<[u8; 6]> {
     })
 }
 
-/// Random, unicast, locally administered.
-fn random_mac() -> [u8; 6] {
-    let [a, b, c, d, e, ..] = RandomState::new().build_hasher().finish().to_ne_bytes();
-    [0x0a, a, b, c, d, e]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,12 +319,30 @@ mod tests {
     #[test]
     fn names_are_stable_and_fit() {
         let attachment = Attachment { container_id: "c1".into(), if_name: "eth0".into() };
-        let name = name_for("sampan", &attachment);
-        assert_eq!(name.len(), 15);
-        assert!(name.starts_with(&prefix("sampan")));
-        assert_eq!(name, name_for("sampan", &attachment));
+        let all: Vec<String> = names("sampan", &attachment).collect();
+        assert!(all.iter().all(|name| name.len() == 15 && name.starts_with(&prefix("sampan"))), "{all:?}");
+        let unique: std::collections::BTreeSet<&String> = all.iter().collect();
+        assert_eq!(unique.len(), all.len());
+        assert_eq!(all, names("sampan", &attachment).collect::<Vec<_>>());
         let other = Attachment { if_name: "eth1".into(), ..attachment };
-        assert_ne!(name, name_for("sampan", &other));
+        assert_ne!(names("sampan", &other).next(), all.first().cloned());
+    }
+
+    #[test]
+    fn an_end_says_whose_it_is() {
+        let attachment = |id: &str| Attachment { container_id: id.into(), if_name: "eth0".into() };
+        let mut config = BridgeConfig::default();
+        config.is_gateway = true;
+        for id in ["c1".to_owned(), "c".repeat(300)] {
+            let owner = owner("net", &attachment(&id));
+            let remark = remark(&config, &AddResult::default(), &owner);
+            assert!(remark.len() < 256 && remark.starts_with("cni0 - "), "{remark}");
+            let link = Link { alias: Some(remark), ..Link::default() };
+            assert!(is_of(&link, "net", &attachment(&id)));
+            assert!(!is_of(&link, "net", &attachment("other")) && !is_of(&link, "ne", &attachment(&id)));
+        }
+        let name = names("net", &attachment("c1")).next().unwrap();
+        assert!(is_of(&Link { name, ..Link::default() }, "net", &attachment("c1")), "an earlier version's");
     }
 
     #[test]
@@ -269,6 +351,5 @@ mod tests {
         for bad in ["", "02:00", "02:00:00:00:00:00:00", "zz:00:00:00:00:00", "100:0:0:0:0:0"] {
             assert_eq!(parse_mac(bad), None, "{bad}");
         }
-        assert_eq!(random_mac()[0] & 3, 2);
     }
 }

@@ -158,6 +158,87 @@ fn two_families_and_another_ipam_program() {
     host.del(&list, &pod, None);
 }
 
+#[test]
+fn nobody_takes_an_end_of_the_same_name_for_his_own() {
+    use std::os::fd::AsFd;
+    let host = Host::new();
+    let list = host.list("1.1.0");
+    let pod = host.pod("p");
+    let result = host.add(&list, &pod).unwrap();
+    let name = result.interfaces[1].name.clone();
+    let mut at_host = Rtnetlink::open_in(&host.namespace).unwrap();
+    let remark = at_host.link(&name).unwrap().unwrap().alias.unwrap();
+    assert_eq!(remark, "br0 10.42.0.1/24 test p eth0", "what services read when the bridge was deleted");
+    host.del(&list, &pod, Some(&result));
+    // The hash of another attachment is the same.
+    let other = host.pod("other");
+    let bridge = at_host.link("br0").unwrap().unwrap().index;
+    let veth = cni_netlink::rtnetlink::Veth {
+        name: &name,
+        bridge: Some(bridge),
+        peer_name: "eth0",
+        peer_namespace: other.namespace.as_fd(),
+        peer_mac: None,
+        mtu: None,
+    };
+    let port = cni_netlink::rtnetlink::PortChange::default();
+    let mut batch = Batch::default();
+    batch.create_veth(&veth).set_labelled_port(&name, port, Some("br0 10.42.0.1/24 test other eth0"));
+    at_host.apply(&batch).unwrap();
+
+    let result = host.add(&list, &pod).unwrap();
+    assert_ne!(result.interfaces[1].name, name);
+    host.check(&list, &pod, &result).unwrap();
+    let of = |id: &str| cni_spec::Attachment { container_id: id.into(), if_name: "eth0".into() };
+    host.gc(&list, &[of("p"), of("other")]);
+    assert_eq!(host.veths().len(), 2);
+    host.del(&list, &pod, Some(&result));
+    host.del(&list, &pod, None);
+    assert_eq!(host.veths(), [name], "the other's end stays");
+    host.gc(&list, &[]);
+    assert!(host.veths().is_empty());
+}
+
+/// As containerd and the tools around it write them: keys as Go's fields are called, nulls, `CNI_ARGS=none`.
+#[test]
+fn what_other_runtimes_send_is_understood() {
+    let host = Host::new();
+    let ports = json!({"portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}]});
+    let pod = host.pod_with("p", ports.as_object().unwrap().clone());
+    let changes = json!({"ipam": {"type": "host-local", "DataDir": host.directory.path().join("leases"),
+        "Ranges": [[{"Subnet": "10.42.0.0/24", "gateway": null}]], "routes": null}, "vlanTrunk": null, "MTU": null});
+    let list = host.list_with("1.0.0", &changes);
+    let result = host.add(&list, &pod).unwrap();
+    serve_tcp(&pod.namespace, 80);
+    assert_eq!(ask_tcp(&host.outside, (HOST_OUTSIDE.into(), 8080)).unwrap(), "192.0.2.2");
+    host.del(&list, &pod, Some(&result));
+    assert!(host.leases().is_empty(), "DEL understands them as well");
+
+    let run = |plugin: &str, config: &serde_json::Value| {
+        use std::io::Write;
+        let spawn = || {
+            std::process::Command::new(host.bin_dirs()[0].join(plugin))
+                .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "x"), ("CNI_IFNAME", "lo"), ("CNI_ARGS", "none")])
+                .env("CNI_NETNS", pod.runtime.netns.as_ref().unwrap())
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let mut child = host.namespace.within(spawn).unwrap();
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let loopback = json!({"cniVersion": "1.0.0", "name": "lo", "type": "loopback", "prevResult": null});
+    let (is_good, text) = run("loopback", &loopback);
+    assert!(is_good, "{text}");
+    // Whoever reads them says so.
+    let ipam = json!({"cniVersion": "1.0.0", "name": "n", "ipam": {"type": "host-local", "subnet": "10.1.0.0/24"}});
+    let (is_good, text) = run("host-local", &ipam);
+    assert!(!is_good && text.contains("CNI_ARGS: `none`"), "{text}");
+}
+
 fn code<T: std::fmt::Debug>(outcome: Result<T, InvokeError>) -> Code {
     match outcome {
         Err(InvokeError::Plugin { source, .. }) => source.code,

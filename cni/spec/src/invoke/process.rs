@@ -4,13 +4,14 @@
 //! [`OUTPUT_BYTES_MAX`] is an error, not memory.
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{self, Child, Stdio};
-use std::sync::mpsc;
-use std::thread;
+use std::process::{self, Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::{Map, Value};
@@ -19,7 +20,7 @@ use super::{InvokeError, Runtime};
 use crate::{Command, PluginError};
 
 /// A result is a few kilobytes; what is longer is no result.
-const OUTPUT_BYTES_MAX: u64 = 1 << 20;
+const OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// How much of a crashed plugin's output goes into the message.
 const MESSAGE_BYTES_MAX: usize = 512;
 
@@ -57,9 +58,17 @@ pub(super) fn run(
             .env("CNI_NETNS", runtime.netns.as_deref().unwrap_or("".as_ref()));
     }
     let mut child = process.spawn().map_err(failed)?;
-    let Some(ended) = communicate(&mut child, input, timeout).map_err(failed)? else {
-        kill(&mut child);
-        return Err(InvokeError::Timeout { plugin: plugin.to_owned(), command, timeout });
+    let ended = match communicate(&mut child, &input, timeout) {
+        Ok(Some(ended)) => ended,
+        // Whatever failed, nobody goes on to work for a caller that left.
+        Ok(None) => {
+            kill(&mut child);
+            return Err(InvokeError::Timeout { plugin: plugin.to_owned(), command, timeout });
+        }
+        Err(error) => {
+            kill(&mut child);
+            return Err(failed(error));
+        }
     };
     let status = child.wait().map_err(failed)?;
     if status.success() {
@@ -81,39 +90,89 @@ struct Ended {
     stderr: Vec<u8>,
 }
 
-/// Feeds and drains the pipes until both outputs end; `None` when the time is over.
-fn communicate(child: &mut Child, input: Vec<u8>, timeout: Duration) -> io::Result<Option<Ended>> {
+/// Feeds and drains the pipes until both outputs end; `None` when the time is over. No thread, so nothing stays behind when
+/// somebody whom the plugin started, and who left its process group, keeps a pipe open.
+fn communicate(child: &mut Child, input: &[u8], timeout: Duration) -> io::Result<Option<Ended>> {
     let began = Instant::now();
-    let (send, receive) = mpsc::channel();
     let pipe_gone = || io::Error::other("the plugin's pipes were not opened");
-    let mut stdin = child.stdin.take().ok_or_else(pipe_gone)?;
-    let stdout = child.stdout.take().ok_or_else(pipe_gone)?;
-    let stderr = child.stderr.take().ok_or_else(pipe_gone)?;
-    // A plugin may end without reading its input; that alone is no failure.
-    thread::spawn(move || drop(stdin.write_all(&input)));
-    let to_stderr = send.clone();
-    thread::spawn(move || to_stderr.send((false, drain(stderr))));
-    thread::spawn(move || send.send((true, drain(stdout))));
+    let mut stdin = Some(child.stdin.take().ok_or_else(pipe_gone)?);
+    let mut stdout = Some(child.stdout.take().ok_or_else(pipe_gone)?);
+    let mut stderr = Some(child.stderr.take().ok_or_else(pipe_gone)?);
+    for pipe in [stdin.as_ref().map(AsFd::as_fd), stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)] {
+        set_nonblocking(pipe.ok_or_else(pipe_gone)?)?;
+    }
     let mut ended = Ended { stdout: Vec::new(), stderr: Vec::new() };
-    for _ in 0..2 {
+    let mut rest = input;
+    while stdout.is_some() || stderr.is_some() {
         let left = timeout.saturating_sub(began.elapsed());
-        let Ok((is_stdout, bytes)) = receive.recv_timeout(left) else { return Ok(None) };
-        if is_stdout {
-            ended.stdout = bytes?;
-        } else {
-            ended.stderr = bytes?;
+        if left.is_zero() {
+            return Ok(None);
+        }
+        let mut waiting = Vec::with_capacity(3);
+        waiting.extend(stdin.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
+        waiting.extend(stdout.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+        waiting.extend(stderr.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+        // Rounded up: a wait of no time at all would be a busy one.
+        let wait = PollTimeout::try_from(left.saturating_add(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX);
+        match poll(&mut waiting, wait) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if let Some(pipe) = &mut stdin
+            && feed(pipe, &mut rest)?
+        {
+            stdin = None;
+        }
+        if let Some(pipe) = &mut stdout
+            && drain(pipe, &mut ended.stdout)?
+        {
+            stdout = None;
+        }
+        if let Some(pipe) = &mut stderr
+            && drain(pipe, &mut ended.stderr)?
+        {
+            stderr = None;
         }
     }
     Ok(Some(ended))
 }
 
-fn drain(pipe: impl Read) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let read = pipe.take(OUTPUT_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if read as u64 > OUTPUT_BYTES_MAX {
-        return Err(io::Error::other("the plugin printed more than 1 MiB"));
+fn set_nonblocking(pipe: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlag::from_bits_truncate(fcntl(pipe, FcntlArg::F_GETFL)?);
+    fcntl(pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Whether all was written, or nobody reads any more: a plugin may end without its input, and that alone is no failure.
+fn feed(pipe: &mut ChildStdin, rest: &mut &[u8]) -> io::Result<bool> {
+    while !rest.is_empty() {
+        match pipe.write(rest) {
+            Ok(0) => return Ok(true),
+            Ok(count) => *rest = rest.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(true),
+            Err(error) => return Err(error),
+        }
     }
-    Ok(bytes)
+    Ok(true)
+}
+
+/// Whether the output ended.
+fn drain(pipe: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<bool> {
+    let mut buffer = [0; 8192];
+    loop {
+        match pipe.read(&mut buffer) {
+            Ok(0) => return Ok(true),
+            Ok(count) => bytes.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if bytes.len() > OUTPUT_BYTES_MAX {
+            return Err(io::Error::other("the plugin printed more than 1 MiB"));
+        }
+    }
 }
 
 /// The group first, then the child itself, so that nothing keeps the pipes open.
