@@ -138,9 +138,11 @@ fn tasks(
     let own = kit.clone();
     let services = move || pods::follow_services(own.client.clone(), own.services.clone());
     let runtime_version = format!("{}://{}", version.runtime_name, version.runtime_version);
-    let (own, settings, told, stop) = (kit.clone(), config.clone(), words.clone(), shutdown.clone());
+    let (own, known, settings) = (kit.clone(), registry.clone(), config.clone());
+    let (told, stop) = (words.clone(), shutdown.clone());
     let registration = move || {
-        let registration = node::Registration::new(own.clone(), machine.clone(), &settings, runtime_version.clone());
+        let registration =
+            node::Registration::new(own.clone(), known.clone(), machine.clone(), &settings, runtime_version.clone());
         registration.run(told.clone(), stop.clone())
     };
     let (own, known, retention, stop) = (kit.clone(), registry.clone(), config.retention.clone(), shutdown.clone());

@@ -8,8 +8,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The node's annotation: `TCP/22,TCP/127.0.0.1:2379,UDP/[::1]:53`, sorted; a port without an address is taken on all of them.
-pub const ANNOTATION: &str = "sampan.dev/listening-ports";
+/// The node's annotation, by which the scheduler knows: `TCP:22,TCP:127.0.0.1:2379,UDP:[::1]:53`, sorted; a port without an address
+/// is taken on all of them.
+pub const ANNOTATION: &str = "sampan.dev/host-ports";
 /// More are not told of.
 const TOLD_MAX: usize = 256;
 /// A table is read this far.
@@ -26,9 +27,9 @@ pub struct Listener {
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.address.is_unspecified() {
-            return write!(f, "{}/{}", self.protocol, self.port);
+            return write!(f, "{}:{}", self.protocol, self.port);
         }
-        write!(f, "{}/{}", self.protocol, SocketAddr::new(self.address, self.port))
+        write!(f, "{}:{}", self.protocol, SocketAddr::new(self.address, self.port))
     }
 }
 
@@ -119,11 +120,11 @@ mod tests {
     #[test]
     fn tables_of_the_kernel_are_read() {
         let tcp = "  sl  local_address rem_address   st tx_queue\n   0: 00000000:0016 00000000:0000 0A 0\n   1: 0100007F:1F90 00000000:0000 0A 0\n   2: 0100007F:0016 0100007F:AAAA 01 0\n   3: 00000000:0017 00000000:0000 0A 0\n";
-        assert_eq!(text(&parse(tcp.as_bytes(), "TCP")), "TCP/22,TCP/127.0.0.1:8080");
+        assert_eq!(text(&parse(tcp.as_bytes(), "TCP")), "TCP:22,TCP:127.0.0.1:8080");
         let tcp6 = "head\n   0: 00000000000000000000000000000000:192B 0:0 0A\n   1: 00000000000000000000000001000000:0035 0:0 0A\n";
-        assert_eq!(text(&parse(tcp6.as_bytes(), "TCP")), "TCP/6443,TCP/[::1]:53");
+        assert_eq!(text(&parse(tcp6.as_bytes(), "TCP")), "TCP:6443,TCP:[::1]:53");
         let udp = "head\n   0: 0A002B0A:0035 0:0 07\n   1: 0A002B0A:0036 0:0 01\n   2: 00000000:0044 0:0 07\n";
-        assert_eq!(text(&parse(udp.as_bytes(), "UDP")), "UDP/10.43.0.10:53,UDP/68");
+        assert_eq!(text(&parse(udp.as_bytes(), "UDP")), "UDP:10.43.0.10:53,UDP:68");
         assert_eq!(parse("head\nnonsense\n 0: 12:zz 0:0 0A\n".as_bytes(), "TCP"), []);
     }
 

@@ -1,7 +1,9 @@
-//! The node's own object: registered once, its status kept, its lease renewed. Not the pods on it.
-//! Invariant: stopping the kubelet unregisters nothing; a node that cannot run pods says why in its Ready condition.
+//! The node's own object: registered whenever it is not there, its status kept, its lease renewed. Not the pods on it.
+//! Invariants: stopping the kubelet unregisters nothing; a node that cannot run pods says why in its Ready condition; the status is
+//! held against the object as the API has it, whoever wrote it last, never against the memory of the last write.
 
 mod conditions;
+mod lease;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,33 +11,35 @@ use std::time::Duration;
 
 use control_plane_decode::{Decoded, Skipped};
 use futures::StreamExt;
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::events::Severity;
 use crate::kit::Kit;
+use crate::listeners;
 use crate::machine::Machine;
-use crate::pods::Word;
+use crate::pods::{Registry, Word};
 
 /// An unchanged status is written this often all the same.
-const STATUS_AGE_MAX: SignedDuration = SignedDuration::from_mins(5);
+const STATUS_AGE_MAX: Duration = Duration::from_secs(300);
+/// After somebody else has written something into the status, or a write has failed, so that no race begins.
+const REPAIR_PAUSE: Duration = Duration::from_secs(1);
 /// While the node is not ready it looks again this soon: the runtime has no event for becoming ready.
 const UNREADY_PAUSE: Duration = Duration::from_millis(250);
 /// Between tries to register.
 const REGISTER_PAUSE: Duration = Duration::from_millis(500);
 const IMAGES_MAX: usize = 50;
-const LEASES: &str = "kube-node-lease";
 
 /// Whether pods can come to this node, as far as the API knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,20 +64,33 @@ pub struct Registration {
     pub runtime_version: String,
     pub lease_renewal: Duration,
     pub ready: Option<tokio::sync::watch::Sender<Readiness>>,
-    written: Option<(NodeStatus, Timestamp)>,
+    registry: Registry,
+    /// The object as it was last seen, by the watch or in an answer.
+    seen: Option<Node>,
+    written: Option<Written>,
     pod_cidr: Option<String>,
     cidr_set: bool,
-    node_uid: Option<String>,
+    node_uid: watch::Sender<Option<String>>,
 }
 
-fn in_future(pause: Duration) -> tokio::time::Instant {
-    let now = tokio::time::Instant::now();
-    now.checked_add(pause).unwrap_or(now)
+/// The last write of the status.
+#[derive(Debug)]
+struct Written {
+    asked: NodeStatus,
+    /// What the API server made of it.
+    made: NodeStatus,
+    at: Instant,
 }
 
 impl Registration {
     #[must_use]
-    pub fn new(kit: Arc<Kit>, machine: Machine, config: &Config, runtime_version: String) -> Registration {
+    pub fn new(
+        kit: Arc<Kit>,
+        registry: Registry,
+        machine: Machine,
+        config: &Config,
+        runtime_version: String,
+    ) -> Registration {
         let mut addresses: Vec<NodeAddress> = config
             .node_ips
             .iter()
@@ -100,10 +117,12 @@ impl Registration {
             runtime_version,
             lease_renewal: config.lease_renewal,
             ready: config.ready.clone(),
+            registry,
+            seen: None,
             written: None,
             pod_cidr: None,
             cidr_set: false,
-            node_uid: None,
+            node_uid: watch::Sender::new(None),
         }
     }
 
@@ -115,40 +134,66 @@ impl Registration {
             () = shutdown.cancelled() => return,
         }
         self.kit.recorder.node(&name, Severity::Normal, "Starting", "Starting kubelet.");
+        // Beside the status, so that a runtime that is slow to answer does not make the node look lost.
+        let lease = lease::keep(self.kit.client.clone(), name, self.node_uid.subscribe(), self.lease_renewal);
+        tokio::select! {
+            () = self.look_after(&words) => {}
+            () = lease => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// Until nobody wants to know.
+    async fn look_after(&mut self, words: &mpsc::Sender<Word>) {
         let api: Api<Decoded<Node>> = Api::all(self.kit.client.clone());
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let mut skipped = Skipped::new("kubelet");
-        let stream = watcher(api, config)
-            .default_backoff()
-            .filter_map(move |event| std::future::ready(event.map(|event| skipped.event(event)).transpose()));
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.kit.node_name));
+        let stream = watcher(api, config).default_backoff();
         let mut stream = std::pin::pin!(stream);
-        let mut lease = tokio::time::interval(self.lease_renewal);
-        lease.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // A moment, not a length: a sleep that began anew with each tick of the lease would never end.
-        let mut due = in_future(self.sync_status().await);
+        let mut skipped = Skipped::new("kubelet");
+        // One timer for as long as the task: made anew in the arm, it would never be due beside busier ones.
+        let mut due = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+        let mut is_listed = false;
         loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                _ = lease.tick() => self.renew_lease().await,
-                Some(event) = stream.next() => match event {
-                    Ok(watcher::Event::InitApply(node) | watcher::Event::Apply(node)) => {
-                        if self.hear_node(&node).await {
-                            due = in_future(self.sync_status().await);
-                        }
-                        if words.send(Word::Node(Box::new(node))).await.is_err() {
-                            return;
-                        }
-                    }
-                    Ok(watcher::Event::Delete(_)) => {
-                        tracing::warn!("the node has been deleted from the API; registering again");
-                        self.written = None;
-                        self.register(&words).await;
-                        due = in_future(self.sync_status().await);
-                    }
-                    Ok(_) => {}
-                    Err(error) => tracing::debug!(%error, "watch of the node broken"),
-                },
-                () = tokio::time::sleep_until(due) => due = in_future(self.sync_status().await),
+            let event = tokio::select! {
+                event = stream.next() => event,
+                () = &mut due => {
+                    due.as_mut().reset(soon(self.sync_status().await));
+                    continue;
+                }
+            };
+            let event = match event {
+                Some(Ok(event)) => event,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "watch of the node broken");
+                    continue;
+                }
+                None => return,
+            };
+            // Also a node that cannot be read is one.
+            is_listed = match &event {
+                watcher::Event::Init => false,
+                watcher::Event::InitApply(_) | watcher::Event::Apply(_) => true,
+                watcher::Event::InitDone | watcher::Event::Delete(_) => is_listed,
+            };
+            // It went, or had gone while nobody listened.
+            let is_gone = matches!(event, watcher::Event::Delete(_));
+            if is_gone || (matches!(event, watcher::Event::InitDone) && !is_listed) {
+                tracing::warn!("the node has been deleted from the API; registering again");
+                self.seen = None;
+                self.register(words).await;
+                due.as_mut().reset(soon(Duration::ZERO));
+                continue;
+            }
+            let Some(watcher::Event::InitApply(node) | watcher::Event::Apply(node)) = skipped.event(event) else {
+                continue;
+            };
+            if let Some(wait) = self.hear_node(&node).await
+                && due.deadline() > soon(wait)
+            {
+                due.as_mut().reset(soon(wait));
+            }
+            if words.send(Word::Node(Box::new(node))).await.is_err() {
+                return;
             }
         }
     }
@@ -158,7 +203,7 @@ impl Registration {
         loop {
             match self.try_register(&api).await {
                 Ok(node) => {
-                    self.node_uid = node.metadata.uid.clone();
+                    self.take_in(&node);
                     // The pods' manager is there for as long as this task.
                     let _ = words.send(Word::Node(Box::new(node))).await;
                     return;
@@ -172,7 +217,6 @@ impl Registration {
     async fn try_register(&mut self, api: &Api<Node>) -> Result<Node, kube::Error> {
         let name = self.kit.node_name.clone();
         if let Some(found) = api.get_opt(&name).await? {
-            self.written = None;
             let labels = found.metadata.labels.clone().unwrap_or_default();
             let missing: BTreeMap<_, _> = self.labels.iter().filter(|(k, v)| labels.get(*k) != Some(v)).collect();
             if missing.is_empty() {
@@ -190,17 +234,44 @@ impl Registration {
         api.create(&PostParams::default(), &node).await
     }
 
-    /// True if the status should be looked at anew.
-    async fn hear_node(&mut self, node: &Node) -> bool {
-        self.node_uid.clone_from(&node.metadata.uid);
-        let cidr = node.spec.as_ref().and_then(|s| s.pod_cidr.clone()).filter(|c| !c.is_empty());
-        if cidr == self.pod_cidr && self.cidr_set {
-            return false;
+    /// Notes the object, unless something newer is known of it.
+    fn take_in(&mut self, node: &Node) {
+        let version = |node: &Node| node.metadata.resource_version.as_ref().and_then(|v| v.parse::<u64>().ok());
+        let known = self.seen.as_ref().filter(|seen| seen.metadata.uid == node.metadata.uid).and_then(version);
+        if known.zip(version(node)).is_some_and(|(known, new)| new < known) {
+            return;
         }
-        self.cidr_set = false;
-        self.pod_cidr = cidr;
-        self.tell_cidr().await;
-        true
+        self.node_uid.send_if_modified(|uid| {
+            let is_other = *uid != node.metadata.uid;
+            uid.clone_from(&node.metadata.uid);
+            is_other
+        });
+        self.seen = Some(node.clone());
+    }
+
+    /// How soon the status should be looked at anew, if at all.
+    async fn hear_node(&mut self, node: &Node) -> Option<Duration> {
+        self.take_in(node);
+        let cidr = node.spec.as_ref().and_then(|s| s.pod_cidr.clone()).filter(|c| !c.is_empty());
+        if cidr != self.pod_cidr || !self.cidr_set {
+            self.cidr_set = false;
+            self.pod_cidr = cidr;
+            self.tell_cidr().await;
+            return Some(Duration::ZERO);
+        }
+        let stands = self.written.as_ref().is_none_or(|written| self.has(&written.asked));
+        (!stands).then_some(REPAIR_PAUSE)
+    }
+
+    /// Whether the object has this status, but for the time of its last heartbeat.
+    fn has(&self, wanted: &NodeStatus) -> bool {
+        let Some(seen) = self.seen.as_ref().map(|node| conditions::ours(node.status.as_ref(), wanted)) else {
+            return false;
+        };
+        let wanted = conditions::ours(Some(wanted), wanted);
+        // The API server's own way to write a value is no difference.
+        let as_made = |w: &Written| conditions::ours(Some(&w.asked), &w.asked) == wanted && w.made == seen;
+        seen == wanted || self.written.as_ref().is_some_and(as_made)
     }
 
     async fn tell_cidr(&mut self) {
@@ -214,27 +285,29 @@ impl Registration {
         }
     }
 
-    /// Writes the status if it changed or is old; returns how long to wait until the next look.
+    /// Writes the status if the object has another or an old one; returns how long to wait until the next look.
     async fn sync_status(&mut self) -> Duration {
         self.tell_cidr().await;
+        self.tell_ports().await;
         let now = Timestamp::now();
-        let last = self.written.as_ref().map(|(status, _)| status.clone());
+        let last = self.seen.as_ref().and_then(|node| node.status.clone());
         let status = self.status(now, last.as_ref()).await;
         let condition = status.conditions.iter().flatten().find(|c| c.type_ == "Ready").cloned().unwrap_or_default();
         let ready = condition.status == "True";
         let pause = if ready { self.lease_renewal } else { UNREADY_PAUSE };
-        let fresh = self.written.as_ref().is_some_and(|(old, at)| {
-            without_heartbeat(old) == without_heartbeat(&status) && now.duration_since(*at) < STATUS_AGE_MAX
-        });
-        if fresh {
+        let is_fresh = self.written.as_ref().is_some_and(|written| written.at.elapsed() < STATUS_AGE_MAX);
+        if is_fresh && self.has(&status) {
             return pause;
         }
         let api: Api<Node> = Api::all(self.kit.client.clone());
         let change = serde_json::json!({"status": status});
         match api.patch_status(&self.kit.node_name, &PatchParams::default(), &Patch::Strategic(change)).await {
-            Ok(_) => {
-                self.announce(last.as_ref(), &status);
-                self.written = Some((status, now));
+            Ok(answer) => {
+                self.take_in(&answer);
+                let before = self.written.take().map(|written| written.asked).or(last);
+                self.announce(before.as_ref(), &status);
+                let made = conditions::ours(answer.status.as_ref(), &status);
+                self.written = Some(Written { asked: status, made, at: Instant::now() });
                 let why = condition.message.unwrap_or_default();
                 self.tell(if ready { Readiness::Ready } else { Readiness::NotReady(why) });
                 pause
@@ -246,8 +319,25 @@ impl Registration {
                     other => other.to_string(),
                 };
                 self.tell(Readiness::NotReady(format!("its status cannot be written: {why}")));
-                Duration::from_secs(1)
+                REPAIR_PAUSE
             }
+        }
+    }
+
+    /// Says on the object on which ports the node itself listens, so that no pod that wants one comes here.
+    async fn tell_ports(&mut self) {
+        let pods: Vec<_> = self.registry.all().iter().map(|h| h.snapshot.borrow().pod.clone()).collect();
+        let look = move || listeners::text(&crate::admission::nodes_own(listeners::all(), &pods));
+        let Ok(ports) = tokio::task::spawn_blocking(look).await else { return };
+        let annotations = self.seen.as_ref().and_then(|node| node.metadata.annotations.as_ref());
+        if annotations.and_then(|a| a.get(listeners::ANNOTATION)) == Some(&ports) {
+            return;
+        }
+        let api: Api<Node> = Api::all(self.kit.client.clone());
+        let change = serde_json::json!({"metadata": {"annotations": {listeners::ANNOTATION: ports}}});
+        match api.patch(&self.kit.node_name, &PatchParams::default(), &Patch::Merge(change)).await {
+            Ok(node) => self.take_in(&node),
+            Err(error) => tracing::debug!(%error, "the node's ports not told"),
         }
     }
 
@@ -328,55 +418,10 @@ impl Registration {
         });
         shown.collect()
     }
-
-    async fn renew_lease(&self) {
-        if let Err(error) =
-            renew(&self.kit.client, &self.kit.node_name, self.node_uid.as_deref(), self.lease_renewal).await
-        {
-            tracing::debug!(%error, "lease not renewed");
-        }
-    }
 }
 
-fn without_heartbeat(status: &NodeStatus) -> NodeStatus {
-    let mut status = status.clone();
-    for condition in status.conditions.iter_mut().flatten() {
-        condition.last_heartbeat_time = None;
-    }
-    status
-}
-
-async fn renew(client: &Client, name: &str, uid: Option<&str>, renewal: Duration) -> Result<(), kube::Error> {
-    let api: Api<Lease> = Api::namespaced(client.clone(), LEASES);
-    let now = MicroTime(Timestamp::now());
-    let change = serde_json::json!({"spec": {"renewTime": now, "holderIdentity": name}});
-    match api.patch(name, &PatchParams::default(), &Patch::Merge(change)).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => {}
-        result => return result.map(drop),
-    }
-    let owner = uid.map(|uid| {
-        vec![OwnerReference {
-            api_version: "v1".into(),
-            kind: "Node".into(),
-            name: name.into(),
-            uid: uid.into(),
-            ..OwnerReference::default()
-        }]
-    });
-    let seconds = i32::try_from(renewal.as_secs().max(1) * 4).unwrap_or(40);
-    let lease = Lease {
-        metadata: ObjectMeta {
-            name: Some(name.into()),
-            namespace: Some(LEASES.into()),
-            owner_references: owner,
-            ..ObjectMeta::default()
-        },
-        spec: Some(LeaseSpec {
-            holder_identity: Some(name.into()),
-            lease_duration_seconds: Some(seconds),
-            renew_time: Some(now),
-            ..LeaseSpec::default()
-        }),
-    };
-    api.create(&PostParams::default(), &lease).await.map(drop)
+/// A moment from now.
+fn soon(pause: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(pause).unwrap_or(now)
 }

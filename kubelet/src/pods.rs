@@ -218,8 +218,9 @@ impl Pods {
         };
         if pod.is_mirror() {
             let uids = self.mirrors.seen(&pod, &self.manifests).await;
+            let mirror = Arc::new(pod.object);
             for uid in uids {
-                self.registry.send(&uid, Event::Mirror(Some(pod.uid.clone())));
+                self.registry.send(&uid, Event::Mirrored(mirror.clone()));
             }
             return;
         }

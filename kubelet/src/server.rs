@@ -1,7 +1,9 @@
 //! The kubelet's own HTTPS server, asked by the API server on behalf of users: logs, exec, attach, port-forward, statistics.
-//! Every request is authenticated and authorized by the API server's word (auth.rs) before it is looked at further.
+//! Every request is authenticated and authorized by the API server's word (auth.rs) before it is looked at further; connections are
+//! limited in number and time (connections.rs).
 
 mod auth;
+mod connections;
 pub mod logs;
 mod metrics;
 mod proxy;
@@ -17,7 +19,6 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
@@ -32,6 +33,7 @@ use crate::pods::Registry;
 use crate::survival;
 use crate::worker::{Handle, Snapshot};
 use auth::{Auth, Peer};
+use connections::{Gate, KNOWN_IDLE, STRANGER_IDLE, Seat};
 use route::Route;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -56,6 +58,7 @@ pub enum Error {
 pub struct Server {
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
+    gate: Gate,
     state: Arc<State>,
 }
 
@@ -86,7 +89,8 @@ pub async fn bind(
     }
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
     let auth = acceptor.as_ref().map(|_| Auth::new(kit.client.clone(), kit.node_name.clone()));
-    Ok(Server { listener, tls: acceptor, state: Arc::new(State { kit, registry, auth }) })
+    let gate = Gate::new(kit.counters.clone());
+    Ok(Server { listener, tls: acceptor, gate, state: Arc::new(State { kit, registry, auth }) })
 }
 
 fn acceptor(tls: &ServingTls) -> Result<TlsAcceptor, Error> {
@@ -116,26 +120,18 @@ impl Server {
     /// Serves until shutdown.
     pub async fn run(&self, shutdown: CancellationToken) {
         loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+            let (stream, address) = tokio::select! {
+                accepted = connections::accept(&self.listener) => accepted,
                 () = shutdown.cancelled() => return,
             };
-            let Ok((stream, _)) = accepted else { continue };
-            let (tls, state, shutdown) = (self.tls.clone(), self.state.clone(), shutdown.clone());
+            let seat = Arc::new(self.gate.enter(address));
+            let evicted = seat.evicted.clone();
+            let serving = converse(stream, self.tls.clone(), self.state.clone(), seat);
+            let shutdown = shutdown.clone();
             tokio::spawn(async move {
-                let serving = async {
-                    let Some(tls) = tls else { return serve(TokioIo::new(stream), Peer::none(), state).await };
-                    match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-                        Ok(Ok(stream)) => {
-                            let peer = Peer::of(stream.get_ref().1);
-                            serve(TokioIo::new(stream), peer, state).await;
-                        }
-                        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
-                        Err(_) => tracing::debug!("TLS handshake took too long"),
-                    }
-                };
                 tokio::select! {
                     () = serving => {}
+                    () = evicted.cancelled() => {}
                     () = shutdown.cancelled() => {}
                 }
             });
@@ -143,18 +139,28 @@ impl Server {
     }
 }
 
-async fn serve<S>(stream: TokioIo<S>, peer: Peer, state: Arc<State>)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let peer = Arc::new(peer);
-    let service = hyper::service::service_fn(move |request| {
-        let (state, peer) = (state.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(state.answer_caught(request, &peer).await) }
-    });
-    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    if let Err(error) = builder.serve_connection_with_upgrades(stream, service).await {
-        tracing::trace!(%error, "connection ended");
+async fn converse(stream: tokio::net::TcpStream, tls: Option<TlsAcceptor>, state: Arc<State>, seat: Arc<Seat>) {
+    let answer = |peer: Peer, seat: Arc<Seat>| {
+        let peer = Arc::new(peer);
+        move |request| {
+            let (state, peer, seat) = (state.clone(), peer.clone(), seat.clone());
+            async move { state.answer_caught(request, &peer, &seat).await }
+        }
+    };
+    let Some(tls) = tls else {
+        return connections::serve(stream, KNOWN_IDLE, answer(Peer::none(), seat)).await;
+    };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let peer = Peer::of(stream.get_ref().1);
+            let idle = if peer.is_known() { KNOWN_IDLE } else { STRANGER_IDLE };
+            if peer.is_known() {
+                seat.known();
+            }
+            connections::serve(stream, idle, answer(peer, seat)).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+        Err(_) => tracing::debug!("TLS handshake took too long"),
     }
 }
 
@@ -183,16 +189,16 @@ fn json(value: &impl serde::Serialize) -> Response<Body> {
 
 impl State {
     /// A panic is this request's alone.
-    async fn answer_caught(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+    async fn answer_caught(&self, request: Request<Incoming>, peer: &Peer, seat: &Seat) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        survival::caught(self.answer(request, peer)).await.unwrap_or_else(|why| {
+        survival::caught(self.answer(request, peer, seat)).await.unwrap_or_else(|why| {
             self.kit.counters.panicked(Place::Request);
             tracing::error!(path, why, "a request panicked");
             text(StatusCode::INTERNAL_SERVER_ERROR, "internal error; see the kubelet's log\n")
         })
     }
 
-    async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, peer: &Peer, seat: &Seat) -> Response<Body> {
         let Some(route) = Route::parse(request.uri().path(), request.uri().query()) else {
             return text(StatusCode::NOT_FOUND, "404 page not found\n");
         };
@@ -201,6 +207,7 @@ impl State {
         {
             return text(refused.status(), format!("{refused}\n"));
         }
+        seat.known();
         if !matches!(*request.method(), Method::GET | Method::POST) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST are served here\n");
         }
@@ -230,7 +237,9 @@ impl State {
             },
             Route::Summary => json(&metrics::summary(&self.kit, &self.registry).await),
             Route::ResourceMetrics => text(StatusCode::OK, metrics::resource(&self.kit, &self.registry).await),
-            Route::Metrics => text(StatusCode::OK, metrics::own(&self.registry)),
+            Route::CadvisorMetrics => text(StatusCode::OK, metrics::cadvisor(&self.kit, &self.registry).await),
+            Route::ProbeMetrics => text(StatusCode::OK, self.kit.counters.probes_text()),
+            Route::Metrics => text(StatusCode::OK, metrics::own(&self.registry) + &self.kit.counters.text()),
         }
     }
 

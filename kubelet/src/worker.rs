@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::events::Severity;
 use crate::kit::Kit;
-use crate::pod::{Kind, LocalPod};
+use crate::pod::{Kind, LocalPod, Source};
 use crate::probe::{Purpose, Report};
 use crate::status;
 use crate::survival::Pause;
@@ -55,6 +55,8 @@ pub enum Event {
     Referenced,
     /// The uid of the static pod's mirror, if it has one.
     Mirror(Option<String>),
+    /// The mirror as the API has it now.
+    Mirrored(Arc<Pod>),
     /// The node can no longer bear it.
     Evict(Box<Failed>),
 }
@@ -130,7 +132,7 @@ impl Worker {
         snapshot: watch::Sender<Arc<Snapshot>>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Worker {
-        let life::Facts { pod, failed, gone, mirror } = told.facts();
+        let life::Facts { pod, failed, gone, mirror, mirrored } = told.facts();
         let status = pod.status().cloned().unwrap_or_default();
         let started = status.start_time.as_ref().map(|t| t.0);
         let start_time = Some(started.unwrap_or_else(Timestamp::now));
@@ -142,7 +144,11 @@ impl Worker {
             cancel: CancellationToken::new(),
             probes: BTreeMap::new(),
             reports,
-            sent: report::Sent::from_api(pod.status().filter(|s| s.start_time.is_some())),
+            sent: match (&mirrored, pod.source) {
+                (Some(mirror), _) => report::Sent::from_api(mirror),
+                (None, Source::Api) => report::Sent::from_api(&pod.object),
+                (None, Source::File) => report::Sent::default(),
+            },
             status,
             snapshot,
             told_backoff: BTreeSet::new(),
@@ -202,7 +208,7 @@ impl Worker {
         self.told.note(&event);
         match event {
             Event::Pod(pod) => {
-                self.sent.hear_api(&pod);
+                self.sent.hear_api(&pod.object);
                 if pod.ended_in_api() && !self.pod.ended_in_api() {
                     // Someone else ended it, such as the node lifecycle controller.
                     self.status.phase = pod.status().and_then(|s| s.phase.clone());
@@ -226,9 +232,17 @@ impl Worker {
             }
             Event::Mirror(uid) => {
                 if self.mirror != uid {
-                    self.sent = report::Sent::from_api(None);
+                    self.sent = report::Sent::default();
                 }
                 self.mirror = uid;
+                false
+            }
+            Event::Mirrored(mirror) => {
+                if self.mirror != mirror.metadata.uid {
+                    self.sent = report::Sent::default();
+                    self.mirror.clone_from(&mirror.metadata.uid);
+                }
+                self.sent.hear_api(&mirror);
                 false
             }
             Event::Evict(failed) => {
@@ -300,6 +314,9 @@ impl Worker {
             self.wake_at(until);
         } else if self.looked && self.look_at.is_none() {
             self.mark_started();
+            if sync::ending(&self.pod, &self.observed).is_some() {
+                self.observed.ending_since.get_or_insert(now);
+            }
             for _ in 0..3 {
                 let actions = sync::plan(&self.pod, &self.observed, now);
                 let again = actions.iter().any(|a| matches!(a, Action::Fail(_)));

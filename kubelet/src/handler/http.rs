@@ -186,7 +186,8 @@ pub(super) async fn grpc_health(host: &str, port: u16, service: &str, timeout: D
             .body(http_body_util::Full::new(Bytes::from(frame)))
             .map_err(|e| failed(e.to_string()))?;
         let response = sender.send_request(request).await.map_err(|e| failed(e.to_string()))?;
-        let body = response.into_body().collect().await.map_err(|e| failed(e.to_string()))?;
+        let body = http_body_util::Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+        let body = body.collect().await.map_err(|e| failed(e.to_string()))?;
         let status =
             body.trailers().and_then(|t| t.get("grpc-status")).and_then(|v| v.to_str().ok()).unwrap_or("0").to_owned();
         let bytes = body.to_bytes();

@@ -1,9 +1,11 @@
 //! The node's conditions from what the runtime says and how full the host is. Pure but for `Load::measure`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::NodeCondition;
+use k8s_openapi::api::core::v1::{NodeCondition, NodeStatus};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use runtime_cri_api::v1 as cri;
 
@@ -115,6 +117,29 @@ pub(super) fn all(
     list.into_iter().map(condition).collect()
 }
 
+/// Of a status what the kubelet writes, as `like` has it: its conditions without heartbeats, its resources; what others add is theirs.
+pub(super) fn ours(status: Option<&NodeStatus>, like: &NodeStatus) -> NodeStatus {
+    let status = status.cloned().unwrap_or_default();
+    let conditions = like.conditions.iter().flatten().filter_map(|wanted| {
+        let found = status.conditions.iter().flatten().find(|c| c.type_ == wanted.type_)?;
+        Some(NodeCondition { last_heartbeat_time: None, last_transition_time: None, ..found.clone() })
+    });
+    let resources = |own: Option<&BTreeMap<String, Quantity>>, like: Option<&BTreeMap<String, Quantity>>| {
+        let wanted = |name: &String| like.is_some_and(|like| like.contains_key(name));
+        own.map(|own| own.iter().filter(|(name, _)| wanted(name)).map(|(n, q)| (n.clone(), q.clone())).collect())
+    };
+    NodeStatus {
+        conditions: Some(conditions.collect()),
+        capacity: resources(status.capacity.as_ref(), like.capacity.as_ref()),
+        allocatable: resources(status.allocatable.as_ref(), like.allocatable.as_ref()),
+        addresses: status.addresses,
+        daemon_endpoints: status.daemon_endpoints,
+        images: status.images.filter(|images| !images.is_empty()),
+        node_info: status.node_info,
+        ..NodeStatus::default()
+    }
+}
+
 /// Why no pod can run here.
 fn unready(runtime: &Result<cri::StatusResponse, crate::cri::Error>) -> Option<String> {
     let status = match runtime {
@@ -157,6 +182,21 @@ mod tests {
         let text: Vec<String> = list.iter().map(|c| format!("{}={}", c.type_, c.status)).collect();
         assert_eq!(text.join(" "), expect);
         list
+    }
+
+    #[test]
+    fn what_others_write_into_the_status_is_no_difference_and_what_they_change_is() {
+        let status = |value: serde_json::Value| -> NodeStatus { serde_json::from_value(value).unwrap() };
+        let own = status(serde_json::json!({"capacity": {"cpu": "2"}, "conditions": [
+            {"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:00Z"}]}));
+        let more = status(serde_json::json!({"capacity": {"cpu": "2", "example.com/foo": "5"}, "conditions": [
+            {"type": "NetworkUnavailable", "status": "False"},
+            {"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:10Z"}]}));
+        let lost = status(serde_json::json!({"capacity": {"cpu": "2"}, "conditions": [
+            {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}]}));
+        assert_eq!(ours(Some(&own), &own), ours(Some(&more), &own));
+        assert_ne!(ours(Some(&own), &own), ours(Some(&lost), &own));
+        assert_ne!(ours(Some(&own), &own), ours(None, &own));
     }
 
     #[test]

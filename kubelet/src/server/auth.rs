@@ -58,6 +58,10 @@ impl Peer {
         Peer { user: None }
     }
 
+    pub(super) fn is_known(&self) -> bool {
+        self.user.is_some()
+    }
+
     /// The user that the client certificate names: CN, and each O as a group.
     pub(super) fn of(connection: &rustls::ServerConnection) -> Peer {
         let certificate = connection.peer_certificates().and_then(|c| c.first());

@@ -1,4 +1,4 @@
-//! Statistics as `/stats/summary` and `/metrics/resource` give them, from the runtime's own figures and the host's.
+//! Statistics as `/stats/summary`, `/metrics/resource` and `/metrics/cadvisor` give them, from the runtime's own figures and the host's.
 
 use std::fmt::Write;
 
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::kit::Kit;
 use crate::machine;
 use crate::pods::Registry;
+use crate::sync::observed::State;
 
 fn value(v: Option<&cri::UInt64Value>) -> u64 {
     v.map_or(0, |v| v.value)
@@ -153,6 +154,79 @@ pub(super) async fn resource(kit: &Kit, registry: &Registry) -> String {
         own_cpu,
     );
     family("container_memory_working_set_bytes", "gauge", "Current working set of the container in bytes", own_memory);
+    out
+}
+
+/// One family of `/metrics/cadvisor`.
+struct Family {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    lines: Vec<String>,
+}
+
+/// What dashboards and alerts read of containers, under cAdvisor's names. Only figures that the runtime gives.
+pub(super) async fn cadvisor(kit: &Kit, registry: &Registry) -> String {
+    let family = |name, kind, help| Family { name, kind, help, lines: Vec::new() };
+    let mut cpu = family("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.");
+    let mut usage =
+        family("container_memory_usage_bytes", "gauge", "Current memory usage in bytes, including all memory.");
+    let mut working = family("container_memory_working_set_bytes", "gauge", "Current working set in bytes.");
+    let mut rss = family("container_memory_rss", "gauge", "Size of RSS in bytes.");
+    let mut disk = family("container_fs_usage_bytes", "gauge", "Bytes that are consumed by the container.");
+    let mut start = family("container_start_time_seconds", "gauge", "Start time of the container since unix epoch.");
+    let network = [
+        ("container_network_receive_bytes_total", "Cumulative count of bytes received"),
+        ("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving"),
+        ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted"),
+        ("container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting"),
+    ];
+    let mut network = network.map(|(name, help)| family(name, "counter", help));
+    let seconds = |nanos: u64| format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
+    for (stats, _) in pods(kit, registry).await {
+        let metadata = stats.attributes.unwrap_or_default().metadata.unwrap_or_default();
+        let linux = stats.linux.unwrap_or_default();
+        let known = registry.get(&metadata.uid).map(|handle| handle.snapshot.borrow().containers.clone());
+        let known = known.unwrap_or_default();
+        let pod = format!("namespace=\"{}\",pod=\"{}\"", metadata.namespace, metadata.name);
+        if let Some(interface) = linux.network.as_ref().and_then(|n| n.default_interface.as_ref()) {
+            let values = [&interface.rx_bytes, &interface.rx_errors, &interface.tx_bytes, &interface.tx_errors];
+            for (family, own) in network.iter_mut().zip(values) {
+                let name = &interface.name;
+                family.lines.push(format!("{{interface=\"{name}\",{pod}}} {}", value(own.as_ref())));
+            }
+        }
+        for container in &linux.containers {
+            let attributes = container.attributes.clone().unwrap_or_default();
+            let name = attributes.metadata.map(|m| m.name).unwrap_or_default();
+            let found = known.iter().find(|c| c.id == attributes.id);
+            let image = found.map_or("", |c| c.image.as_str());
+            let id = &attributes.id;
+            let label = format!("{{container=\"{name}\",id=\"{id}\",image=\"{image}\",name=\"{id}\",{pod}}}");
+            if let Some(own) = &container.cpu {
+                cpu.lines.push(format!("{label} {}", seconds(value(own.usage_core_nano_seconds.as_ref()))));
+            }
+            if let Some(own) = &container.memory {
+                usage.lines.push(format!("{label} {}", value(own.usage_bytes.as_ref())));
+                working.lines.push(format!("{label} {}", value(own.working_set_bytes.as_ref())));
+                rss.lines.push(format!("{label} {}", value(own.rss_bytes.as_ref())));
+            }
+            if let Some(own) = &container.writable_layer {
+                disk.lines.push(format!("{label} {}", value(own.used_bytes.as_ref())));
+            }
+            if let Some(State::Running { since }) = found.map(|c| &c.state) {
+                start.lines.push(format!("{label} {}", since.as_second()));
+            }
+        }
+    }
+    let mut out = String::new();
+    for Family { name, kind, help, lines } in [cpu, usage, working, rss, disk, start].into_iter().chain(network) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for line in lines {
+            let _ = writeln!(out, "{name}{line}");
+        }
+    }
     out
 }
 

@@ -31,6 +31,8 @@ pub(super) enum Route {
     Summary,
     Metrics,
     ResourceMetrics,
+    CadvisorMetrics,
+    ProbeMetrics,
 }
 
 impl Route {
@@ -55,6 +57,8 @@ impl Route {
             ["stats", "summary"] => Route::Summary,
             ["metrics"] => Route::Metrics,
             ["metrics", "resource"] => Route::ResourceMetrics,
+            ["metrics", "cadvisor"] => Route::CadvisorMetrics,
+            ["metrics", "probes"] => Route::ProbeMetrics,
             ["containerLogs", namespace, pod, container] => Route::Logs {
                 namespace: own(namespace),
                 pod: own(pod),
@@ -85,7 +89,7 @@ impl Route {
             Route::Healthz => "healthz",
             Route::Pods => "pods",
             Route::Summary => "stats",
-            Route::Metrics | Route::ResourceMetrics => "metrics",
+            Route::Metrics | Route::ResourceMetrics | Route::CadvisorMetrics | Route::ProbeMetrics => "metrics",
             Route::Logs { .. } | Route::Exec { .. } | Route::Attach { .. } | Route::PortForward { .. } => "proxy",
         }
     }
@@ -155,6 +159,9 @@ mod tests {
             "/containerLogs/d/p/c",
             Some("follow=true&tailLines=5&limitBytes=9&timestamps=true&sinceTime=2026-01-01T00:00:00Z"),
         );
+        for seconds in [i64::MIN, -1, 0, i64::MAX] {
+            Route::parse("/containerLogs/d/p/c", Some(&format!("sinceSeconds={seconds}&tailLines={}", u64::MAX)));
+        }
         let Some(Route::Logs { options, previous, .. }) = logs else { panic!("{logs:?}") };
         assert_eq!(
             (options.follow, options.tail_lines, options.limit_bytes, previous),
@@ -165,6 +172,8 @@ mod tests {
             Route::parse("/portForward/d/p", Some("port=80&ports=81,82")),
             Some(Route::PortForward { namespace: "d".into(), pod: "p".into(), ports: vec![80, 81, 82] })
         );
+        assert_eq!(Route::parse("/metrics/cadvisor", None), Some(Route::CadvisorMetrics));
+        assert_eq!(Route::parse("/metrics/probes", None), Some(Route::ProbeMetrics));
         for path in ["/", "/exec/d/p", "/containerLogs/d", "/nothing", "/metrics/x"] {
             assert_eq!(Route::parse(path, None), None, "{path}");
         }

@@ -1,11 +1,18 @@
 //! The way down: containers, then sidecars from the last to the first, then the sandbox, then what the pod held on the host.
-//! Never starts anything.
+//! Never starts anything. Invariant: the pod has one grace period, and who ends later has what the others left of it, though never
+//! less than two seconds.
 
 use jiff::Timestamp;
 
 use super::observed::{Container, Observed};
 use super::{Action, Ending, Kill, kill};
 use crate::pod::{Kind, LocalPod};
+
+/// Seconds that are left of the pod's grace period, rounded up.
+fn left(grace_seconds: i64, since: Option<Timestamp>, now: Timestamp) -> i64 {
+    let spent = since.map_or(0, |since| now.duration_since(since).as_secs().max(0));
+    grace_seconds.saturating_sub(spent)
+}
 
 pub(super) fn plan(pod: &LocalPod, observed: &Observed, ending: Ending, now: Timestamp) -> Vec<Action> {
     let mut actions = Vec::new();
@@ -19,6 +26,7 @@ pub(super) fn plan(pod: &LocalPod, observed: &Observed, ending: Ending, now: Tim
     let own = pod.grace_seconds();
     let grace =
         observed.failed.as_ref().and_then(|failed| failed.grace_seconds).map_or(own, |seconds| seconds.min(own));
+    let grace = left(grace, observed.ending_since, now);
     let (sidecars, others): (Vec<&Container>, Vec<&Container>) = alive.into_iter().partition(|c| sidecar(c));
     for container in &others {
         kill(observed, container, grace, Kill::Stopping, now, &mut actions);

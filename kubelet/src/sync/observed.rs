@@ -155,6 +155,8 @@ pub struct Observed {
     /// Volumes and cgroup of the ended pod are gone.
     pub released: bool,
     pub start_time: Option<Timestamp>,
+    /// Since when the pod has been known to end: all its containers share one grace period from then.
+    pub ending_since: Option<Timestamp>,
 }
 
 impl Observed {

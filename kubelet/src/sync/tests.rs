@@ -262,6 +262,62 @@ fn deletion_stops_sidecars_last_and_a_shorter_grace_kills_again() {
     assert_eq!(names, ["b", "a", "s2", "s1", "StopSandbox", "Release", "Finish"]);
 }
 
+/// Ends the pod at second 0, each container deaf for as long as it gets; returns when each was told to end, with its grace.
+fn deaf_end(grace: i64, quick: &[&str]) -> Vec<(String, i64, i64)> {
+    let inits = json!([{"name": "s1", "image": "img", "restartPolicy": "Always"},
+        {"name": "s2", "image": "img", "restartPolicy": "Always"}]);
+    let mut pod = pod("Always", inits);
+    let mut observed = ready(&pod);
+    settle(&pod, &mut observed, at(-10));
+    pod.object.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(grace)));
+    pod.object.metadata.deletion_grace_period_seconds = Some(grace);
+    observed.ending_since = Some(at(0));
+    let mut told = Vec::new();
+    for second in 0..100 {
+        let now = at(second);
+        let over: Vec<String> =
+            observed.busy.killing.iter().filter(|(_, until)| **until <= now).map(|(id, _)| id.clone()).collect();
+        for id in over {
+            observed.busy.killing.remove(&id);
+            observed.containers.iter_mut().filter(|c| c.id == id).for_each(|c| c.state = exited(137, second));
+        }
+        for action in plan(&pod, &observed, now) {
+            if let Action::KillContainer { id, name, grace_seconds, .. } = action {
+                let takes = if quick.contains(&name.as_str()) { 0 } else { grace_seconds };
+                observed.busy.killing.insert(id, at(second + takes));
+                told.push((name, second, grace_seconds));
+            }
+        }
+    }
+    assert!(observed.containers.iter().all(|c| !c.is_alive()));
+    told
+}
+
+#[test]
+fn all_containers_of_a_pod_share_one_grace_period() {
+    let check = |grace, quick: &[&str], expect: &[(&str, i64, i64)]| {
+        let told = deaf_end(grace, quick);
+        let told: Vec<(&str, i64, i64)> = told.iter().map(|(name, at, grace)| (name.as_str(), *at, *grace)).collect();
+        assert_eq!(told, expect, "{quick:?}");
+    };
+    check(10, &[], &[("b", 0, 10), ("a", 0, 10), ("s2", 10, 2), ("s1", 12, 2)]);
+    check(10, &["a", "b"], &[("b", 0, 10), ("a", 0, 10), ("s2", 1, 9), ("s1", 10, 2)]);
+    check(10, &["a", "b", "s2"], &[("b", 0, 10), ("a", 0, 10), ("s2", 1, 9), ("s1", 2, 8)]);
+}
+
+#[test]
+fn a_clock_that_is_set_back_holds_nothing_up() {
+    let pod = pod("Always", json!([]));
+    let mut observed = ready(&pod);
+    settle(&pod, &mut observed, at(1));
+    set(&mut observed, "a", exited(1, 2));
+    settle(&pod, &mut observed, at(2));
+    set(&mut observed, "a", exited(1, 3));
+    assert!(starts(&plan(&pod, &observed, at(4))).is_empty(), "it backs off");
+    assert_eq!(starts(&plan(&pod, &observed, at(-86_400))), ["a#2"], "a day back");
+    assert_eq!(starts(&plan(&pod, &observed, at(86_400))), ["a#2"], "a day ahead");
+}
+
 #[test]
 fn the_deadline_ends_the_pod() {
     let mut pod = pod("Always", json!([]));
@@ -312,7 +368,100 @@ prop_compose! {
     }
 }
 
+/// What a kubelet that has forgotten everything finds: the runtime's containers, and what the API has told.
+fn forget(observed: &Observed) -> Observed {
+    Observed {
+        sandboxes: observed.sandboxes.clone(),
+        containers: observed.containers.clone(),
+        gone: observed.gone,
+        failed: observed.failed.clone(),
+        ..Observed::default()
+    }
+}
+
+/// What counts in the end: who runs, whether the network stands, whether all is over.
+fn outcome(pod: &LocalPod, observed: &Observed) -> (Vec<String>, usize, Option<super::Ending>) {
+    let mut running: Vec<String> =
+        observed.containers.iter().filter(|c| c.is_running()).map(|c| c.name.clone()).collect();
+    running.sort();
+    (running, observed.sandboxes.iter().filter(|s| s.ready).count(), super::ending(pod, observed))
+}
+
+fn number() -> impl Strategy<Value = i64> {
+    prop_oneof![Just(i64::MIN), Just(-1), Just(0), Just(1), Just(i64::MAX), any::<i64>()]
+}
+
+fn moment() -> impl Strategy<Value = Timestamp> {
+    let seconds = Timestamp::MIN.as_second()..=Timestamp::MAX.as_second();
+    prop_oneof![
+        Just(Timestamp::MIN),
+        Just(Timestamp::MAX),
+        Just(at(0)),
+        seconds.prop_map(|s| Timestamp::from_second(s).unwrap())
+    ]
+}
+
 proptest! {
+    /// The kubelet may forget everything at any moment and still comes right.
+    #[test]
+    fn who_forgets_everything_at_any_moment_comes_right(
+        (pod, world) in world(), forgets in proptest::collection::vec(any::<bool>(), 60)
+    ) {
+        let mut straight = world.clone();
+        settle(&pod, &mut straight, at(1000));
+        let mut forgetful = forget(&world);
+        let mut steps = 0;
+        for forgets in forgets.into_iter().chain(std::iter::repeat_n(false, 60)) {
+            if forgets {
+                forgetful = forget(&forgetful);
+            }
+            let actions = plan(&pod, &forgetful, at(1000));
+            let real: Vec<_> = actions.into_iter().filter(|a| !matches!(a, Action::Wake { .. })).collect();
+            // A kubelet that is not interrupted does all that it planned, one that is does the first of it.
+            real.iter().take(if forgets { 1 } else { usize::MAX }).for_each(|a| apply(&pod, &mut forgetful, a, at(1000)));
+            steps += 1;
+            if real.is_empty() && steps > 60 || real.contains(&Action::Finish) {
+                break;
+            }
+        }
+        prop_assert_eq!(outcome(&pod, &straight), outcome(&pod, &forgetful));
+    }
+
+    /// No number of a pod or of the runtime, and no time, panics the planner or the status.
+    #[test]
+    fn no_number_and_no_time_is_too_wild(
+        (mut pod, mut observed) in world(), grace in number(), own in number(), deadline in number(),
+        started in moment(), now in moment(), ended in moment(), attempt in any::<u32>(), code in any::<i32>()
+    ) {
+        pod.spec.termination_grace_period_seconds = Some(own);
+        pod.spec.active_deadline_seconds = Some(deadline);
+        pod.object.metadata.deletion_grace_period_seconds = Some(grace);
+        observed.start_time = Some(started);
+        observed.ending_since = Some(ended);
+        for container in &mut observed.containers {
+            container.attempt = attempt;
+            container.created_at = started;
+            if let State::Exited(exit) = &mut container.state {
+                exit.finished_at = ended;
+                exit.code = code;
+            }
+            let unhealthy = Some(("liveness probe".to_owned(), Some(own)));
+            observed.probes.insert(container.id.clone(), Probed { started: true, ready: true, unhealthy });
+        }
+        for sandbox in &mut observed.sandboxes {
+            sandbox.attempt = attempt;
+        }
+        observed.restarts.insert("a".into(), Backoff { delay: super::backoff::LAST, since: started });
+        for action in plan(&pod, &observed, now) {
+            if let Action::KillContainer { grace_seconds, .. } = action {
+                prop_assert!((2..=i64::from(i32::MAX)).contains(&grace_seconds));
+            }
+        }
+        let facts = crate::status::NodeFacts::default();
+        let status = crate::status::compute(&pod, &observed, &facts, None, now);
+        prop_assert!(status.phase.is_some());
+    }
+
     /// Whatever the world looks like, planning and doing reaches a rest, starts no name twice at once and, for a pod that
     /// ends, leaves nothing alive.
     #[test]

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ pub(super) struct Facts {
     pub failed: Option<Failed>,
     pub gone: bool,
     pub mirror: Option<String>,
+    pub mirrored: Option<Arc<Pod>>,
 }
 
 /// The facts, in a place that outlives the task.
@@ -33,7 +35,7 @@ pub(super) struct Told {
 
 impl Told {
     pub(super) fn new(pod: Arc<LocalPod>, failed: Option<Failed>) -> Told {
-        Told { facts: Arc::new(Mutex::new(Facts { pod, failed, gone: false, mirror: None })) }
+        Told { facts: Arc::new(Mutex::new(Facts { pod, failed, gone: false, mirror: None, mirrored: None })) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Facts> {
@@ -48,7 +50,18 @@ impl Told {
         match event {
             Event::Pod(pod) => self.lock().pod = pod.clone(),
             Event::Gone => self.lock().gone = true,
-            Event::Mirror(uid) => self.lock().mirror.clone_from(uid),
+            Event::Mirror(uid) => {
+                let mut facts = self.lock();
+                facts.mirror.clone_from(uid);
+                if uid.is_none() {
+                    facts.mirrored = None;
+                }
+            }
+            Event::Mirrored(mirror) => {
+                let mut facts = self.lock();
+                facts.mirror.clone_from(&mirror.metadata.uid);
+                facts.mirrored = Some(mirror.clone());
+            }
             Event::Look | Event::Referenced | Event::Evict(_) => {}
         }
     }

@@ -1,6 +1,7 @@
 //! Keeps the right probes running and takes in what they say.
 
 use super::Worker;
+use crate::counters::Probed as Counted;
 use crate::events::Severity;
 use crate::handler::Target;
 use crate::operation::start::pod_ip;
@@ -52,7 +53,15 @@ impl Worker {
             container: member.container.clone(),
             ip: pod_ip(&self.kit, &self.pod, sandbox),
         };
-        if let Some(task) = probe::spawn(probe, purpose, target, since, told, self.reports.clone()) {
+        let counted = Counted {
+            namespace: self.pod.key.namespace.clone(),
+            pod: self.pod.key.name.clone(),
+            pod_uid: self.pod.uid.clone(),
+            container: container.name.clone(),
+            purpose,
+        };
+        let counters = (self.kit.counters.clone(), counted);
+        if let Some(task) = probe::spawn(probe, purpose, target, since, told, self.reports.clone(), counters) {
             self.probes.insert(key, task);
         }
     }

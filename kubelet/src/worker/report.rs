@@ -1,5 +1,6 @@
 //! Writes the status to the API: one PATCH at a time, only what differs, the newest state whenever the last write is through.
-//! Survives an API server that is away. Conditions of others are never touched.
+//! Survives an API server that is away. Conditions of others are never touched. Invariant: what is written is the difference to the
+//! object as the API has it, not to what was written last: what somebody else has changed is repaired.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
@@ -10,31 +11,40 @@ use serde_json::{Map, Value, json};
 use super::Worker;
 use super::done::{Done, Work};
 use crate::events::Severity;
-use crate::pod::{LocalPod, Source};
+use crate::pod::Source;
 use crate::status::{DISRUPTION, DISRUPTION_REASON};
 
 const RETRY_FIRST: SignedDuration = SignedDuration::from_millis(250);
 const RETRY_LAST: SignedDuration = SignedDuration::from_secs(15);
 
-/// What the API has been told.
+/// What the API has of the status, and what was asked of it last.
 #[derive(Debug, Default)]
 pub(super) struct Sent {
-    status: Option<PodStatus>,
+    /// As it was last seen, by the watch or in the answer to a write.
+    seen: Option<PodStatus>,
+    version: Option<u64>,
+    /// The last write, and what the API server made of it: its own way to write a value is no difference.
+    written: Option<(PodStatus, PodStatus)>,
     writing: bool,
     retry_at: Option<Timestamp>,
     pause: Option<SignedDuration>,
 }
 
 impl Sent {
-    pub(super) fn from_api(status: Option<&PodStatus>) -> Sent {
-        Sent { status: status.map(ours), ..Sent::default() }
+    pub(super) fn from_api(pod: &Pod) -> Sent {
+        let mut sent = Sent::default();
+        sent.hear_api(pod);
+        sent
     }
 
-    /// A status in the API that has no start time was never ours: it was reset by somebody.
-    pub(super) fn hear_api(&mut self, pod: &LocalPod) {
-        if self.status.is_some() && pod.status().is_none_or(|s| s.phase.is_none()) {
-            self.status = None;
+    /// The object as the API has it. An answer may overtake the watch: what is older than what is known is nothing new.
+    pub(super) fn hear_api(&mut self, pod: &Pod) {
+        let version = pod.metadata.resource_version.as_ref().and_then(|v| v.parse().ok());
+        if self.version.zip(version).is_some_and(|(known, new): (u64, u64)| new < known) {
+            return;
         }
+        self.version = version;
+        self.seen = Some(pod.status.as_ref().map(ours).unwrap_or_default());
     }
 
     pub(super) fn give_up(&mut self) {
@@ -43,11 +53,24 @@ impl Sent {
 
     /// The API has this status and no write is under way.
     pub(super) fn is_settled(&self, status: &PodStatus) -> bool {
-        !self.writing && self.status.as_ref() == Some(status)
+        !self.writing && self.has(status)
+    }
+
+    fn has(&self, wanted: &PodStatus) -> bool {
+        let as_made = |(asked, made): &(PodStatus, PodStatus)| asked == wanted && self.seen.as_ref() == Some(made);
+        self.seen.as_ref() == Some(wanted) || self.written.as_ref().is_some_and(as_made)
+    }
+
+    /// The wait after a write that has to be made again.
+    fn hold_back(&mut self) -> SignedDuration {
+        let pause = self.pause.map_or(RETRY_FIRST, |p| p.saturating_mul(2).min(RETRY_LAST));
+        self.pause = Some(pause);
+        self.retry_at = Timestamp::now().checked_add(pause).ok();
+        pause
     }
 }
 
-/// Without conditions that others wrote.
+/// Without what others write.
 fn ours(status: &PodStatus) -> PodStatus {
     const OURS: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
     let mut status = status.clone();
@@ -57,8 +80,16 @@ fn ours(status: &PodStatus) -> PodStatus {
             by_us || OURS.contains(&c.type_.as_str())
         };
         conditions.retain(is_ours);
+        // Somebody else's order is no difference.
+        conditions.sort_by_key(|c| OURS.iter().position(|name| *name == c.type_).unwrap_or(OURS.len()));
     }
-    status
+    PodStatus {
+        nominated_node_name: None,
+        resource_claim_statuses: None,
+        extended_resource_claim_status: None,
+        resize: None,
+        ..status
+    }
 }
 
 impl Worker {
@@ -70,15 +101,19 @@ impl Worker {
             Source::File => self.mirror.clone(),
         };
         let Some(uid) = uid.filter(|_| !self.observed.gone) else { return };
-        if self.sent.writing || self.sent.status.as_ref() == Some(&self.status) {
+        if self.sent.writing || self.sent.has(&self.status) {
             return;
         }
         if let Some(at) = self.sent.retry_at.filter(|at| !crate::sync::backoff::is_over(*at, now)) {
             self.wake_at(at);
             return;
         }
+        if self.sent.written.as_ref().is_some_and(|(asked, _)| *asked == self.status) {
+            // Somebody has changed what was written. It is repaired, but not in a race.
+            self.sent.hold_back();
+        }
         self.sent.writing = true;
-        let body = json!({"metadata": {"uid": uid}, "status": change(self.sent.status.as_ref(), &self.status)});
+        let body = json!({"metadata": {"uid": uid}, "status": change(self.sent.seen.as_ref(), &self.status)});
         let api: Api<Pod> = Api::namespaced(self.kit.client.clone(), &self.pod.key.namespace);
         let (name, status) = (self.pod.key.name.clone(), Box::new(self.status.clone()));
         self.begin(Work::Write, async move {
@@ -90,19 +125,24 @@ impl Worker {
     pub(super) fn hear_written(&mut self, status: PodStatus, result: Result<Box<Pod>, kube::Error>) {
         self.sent.writing = false;
         match result {
-            Ok(_) => {
-                self.sent.status = Some(status);
-                self.sent.retry_at = None;
-                self.sent.pause = None;
+            Ok(answer) => {
+                self.sent.hear_api(&answer);
+                let made = answer.status.as_ref().map(ours).unwrap_or_default();
+                if self.sent.written.as_ref().is_none_or(|(asked, _)| *asked != status) {
+                    self.sent.retry_at = None;
+                    self.sent.pause = None;
+                }
+                self.sent.written = Some((status, made));
                 self.settle_pulls();
             }
             // Another pod has the name, or none: the watch will tell.
-            Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => self.sent.status = Some(status),
+            Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => {
+                let seen = self.sent.seen.get_or_insert_default().clone();
+                self.sent.written = Some((status, seen));
+            }
             Err(error) => {
-                let pause = self.sent.pause.map_or(RETRY_FIRST, |p| p.saturating_mul(2).min(RETRY_LAST));
+                let pause = self.sent.hold_back();
                 tracing::warn!(pod = %self.pod.key, %error, ?pause, "status not written");
-                self.sent.pause = Some(pause);
-                self.sent.retry_at = Timestamp::now().checked_add(pause).ok();
             }
         }
     }

@@ -290,6 +290,84 @@ async fn a_pod_that_is_not_understood_leaves_the_others_alone() {
         .await;
 }
 
+fn set_condition(object: &mut Value, kind: &str, status: &str) {
+    for condition in object["status"]["conditions"].as_array_mut().unwrap() {
+        if condition["type"] == kind {
+            condition["status"] = json!(status);
+        }
+    }
+}
+
+/// What the control plane does while nobody is at home for a minute: the node looks lost, its pods leave their Services.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_write_into_the_status_of_node_and_pods_is_repaired() {
+    let node = Node::start().await;
+    node.pod(simple());
+    let is_ready = |n: &Node| condition(&n.api.get(PODS, "p").unwrap(), "Ready") == "True";
+    node.eventually("ready", is_ready).await;
+    for _ in 0..2 {
+        node.api.change("api/v1/nodes", "n1", |node| set_condition(node, "Ready", "Unknown"));
+        node.api.change(PODS, "p", |pod| set_condition(pod, "Ready", "False"));
+        node.eventually("the node repaired", |n| {
+            condition(&n.api.get("api/v1/nodes", "n1").unwrap(), "Ready") == "True"
+        })
+        .await;
+        node.eventually("the pod repaired", is_ready).await;
+    }
+    // What is not the kubelet's stays.
+    let gate = json!({"type": "example.com/gate", "status": "True"});
+    node.api.change(PODS, "p", |pod| pod["status"]["conditions"].as_array_mut().unwrap().push(gate));
+    node.api.change(PODS, "p", |pod| pod["status"]["phase"] = json!("Pending"));
+    node.eventually("the phase repaired", |n| n.status()["phase"] == "Running").await;
+    assert_eq!(condition(&node.api.get(PODS, "p").unwrap(), "example.com/gate"), "True");
+    assert_eq!(node.status()["containerStatuses"][0]["restartCount"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_deleted_comes_again() {
+    let node = Node::start().await;
+    node.pod(simple());
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    node.api.delete("api/v1/nodes", "n1", None);
+    node.eventually("registered and ready", |n| {
+        n.api.get("api/v1/nodes", "n1").is_some_and(|object| condition(&object, "Ready") == "True")
+    })
+    .await;
+    assert_eq!(node.runtime.running("c").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_does_not_get_a_port_on_which_the_node_listens() {
+    let node = Node::start().await;
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    node.pod(json!({"containers": [{"name": "c", "image": "busybox:1", "ports": [{"containerPort": 80, "hostPort": port}]}]}));
+    node.eventually("refused", |n| n.status()["phase"] == "Failed").await;
+    assert_eq!(node.status()["reason"], "NodePorts");
+    node.eventually("told", |n| {
+        let object = n.api.get("api/v1/nodes", "n1").unwrap();
+        let told = object["metadata"]["annotations"]["sampan.dev/host-ports"].as_str().unwrap_or_default().to_owned();
+        told.split(',').any(|l| l == format!("TCP:127.0.0.1:{port}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_image_is_no_crash() {
+    let node = Node::start().await;
+    node.pod(simple());
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    for image in ["busybox:2", "busybox:3"] {
+        node.api.change(PODS, "p", |pod| pod["spec"]["containers"][0]["image"] = json!(image));
+        node.eventually("the new one runs", |n| {
+            let status = n.status()["containerStatuses"][0].clone();
+            status["ready"] == true && status["imageID"].as_str().is_some_and(|id| id.ends_with(image))
+        })
+        .await;
+    }
+    assert!(!node.api.event_reasons().contains(&"BackOff".to_owned()), "{:?}", node.api.event_reasons());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_config_map_that_changes_twice_at_once_is_shown_as_it_is_last() {
     let node = Node::start().await;
