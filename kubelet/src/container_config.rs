@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::{Container, VolumeMount};
 use runtime_cri_api::v1 as cri;
 
 use crate::cri::{
-    CONTAINER_HASH, CONTAINER_MESSAGE_PATH, CONTAINER_MESSAGE_POLICY, CONTAINER_NAME, CONTAINER_RESTARTS, POD_NAME,
-    POD_NAMESPACE, POD_UID,
+    CONTAINER_HASH, CONTAINER_MESSAGE_PATH, CONTAINER_MESSAGE_POLICY, CONTAINER_NAME, CONTAINER_RESOURCES,
+    CONTAINER_RESTARTS, POD_NAME, POD_NAMESPACE, POD_UID,
 };
 use crate::pod::{Kind, LocalPod, Member};
 use crate::{env, resources, security};
@@ -124,6 +124,7 @@ fn annotations(pod: &LocalPod, member: &Member, attempt: u32) -> HashMap<String,
     let container = &member.container;
     [
         (CONTAINER_HASH, member.hash.clone()),
+        (CONTAINER_RESOURCES, member.resources_hash.clone()),
         (CONTAINER_RESTARTS, attempt.to_string()),
         (CONTAINER_MESSAGE_PATH, message_path(container).to_owned()),
         (CONTAINER_MESSAGE_POLICY, container.termination_message_policy.clone().unwrap_or_else(|| "File".into())),

@@ -24,6 +24,8 @@ pub const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 pub const POD_UID: &str = "io.kubernetes.pod.uid";
 pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 pub const CONTAINER_HASH: &str = "io.kubernetes.container.hash";
+/// Ours: names the requests and limits that the container was made with.
+pub const CONTAINER_RESOURCES: &str = "sampan.dev/container.resources";
 pub const CONTAINER_RESTARTS: &str = "io.kubernetes.container.restartCount";
 pub const CONTAINER_MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 pub const CONTAINER_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
@@ -387,6 +389,7 @@ async fn container(status: cri::ContainerStatus, sandbox_id: String, place: &Pla
         name: label(CONTAINER_NAME).unwrap_or(metadata.name),
         attempt: metadata.attempt,
         hash: label(CONTAINER_HASH).unwrap_or_default(),
+        resources_hash: label(CONTAINER_RESOURCES).unwrap_or_default(),
         image: if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image },
         image_ref: status.image_ref,
         created_at: time(status.created_at).unwrap_or_default(),

@@ -71,6 +71,8 @@ pub struct Member {
     pub container: Container,
     /// Names what would have to be made anew if it changed: the name and the image.
     pub hash: String,
+    /// Names what it may use; a running container has the one that it was made with.
+    pub resources_hash: String,
     pub restart_policy: RestartPolicy,
 }
 
@@ -214,7 +216,9 @@ fn members(spec: &PodSpec, policy: RestartPolicy) -> Vec<Member> {
 
 fn member(kind: Kind, container: Container, restart_policy: RestartPolicy) -> Member {
     let hash = hash(&[&container.name, container.image.as_deref().unwrap_or_default()]);
-    Member { kind, container, hash, restart_policy }
+    let needs = container.resources.as_ref().and_then(|r| serde_json::to_string(&(&r.requests, &r.limits)).ok());
+    let resources_hash = self::hash(&[needs.as_deref().unwrap_or_default()]);
+    Member { kind, container, hash, resources_hash, restart_policy }
 }
 
 /// A short, stable fingerprint.

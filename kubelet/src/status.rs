@@ -18,6 +18,9 @@ pub const DISRUPTION: &str = "DisruptionTarget";
 /// Its reason where the kubelet ends the pod.
 pub const DISRUPTION_REASON: &str = "TerminationByKubelet";
 
+/// The condition of a pod whose running containers were made with other requests and limits than it has now.
+pub const RESIZE: &str = "PodResizePending";
+
 /// What the status needs to know of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
@@ -60,10 +63,19 @@ pub fn compute(
     if pod_ips.is_empty() && over {
         pod_ips = previous.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.clone()).collect();
     }
-    let conditions = conditions(pod, observed, &phase, &inits, &regular, previous, now);
+    // What is not acted on has not been observed: the generation with the new resources is not claimed.
+    let generation = if is_resized(pod, observed) {
+        previous.and_then(|s| s.observed_generation).filter(|seen| Some(*seen) < pod.meta().generation)
+    } else {
+        pod.meta().generation
+    };
+    let mut conditions = conditions(pod, observed, &phase, &inits, &regular, previous, now);
+    for condition in &mut conditions {
+        condition.observed_generation = generation;
+    }
     let some = |list: Vec<ContainerStatus>| if list.is_empty() { None } else { Some(list) };
     PodStatus {
-        observed_generation: pod.meta().generation,
+        observed_generation: generation,
         phase: Some(phase),
         reason: failed.map(|f| f.reason.clone()).or_else(|| previous.and_then(|s| s.reason.clone())),
         message: failed.map(|f| f.message.clone()).or_else(|| previous.and_then(|s| s.message.clone())),
@@ -230,7 +242,31 @@ fn conditions(
         observed_generation: pod.meta().generation,
         ..PodCondition::default()
     });
-    ours.chain(disruption).collect()
+    let resize = is_resized(pod, observed).then(|| PodCondition {
+        type_: RESIZE.into(),
+        status: "True".into(),
+        reason: Some("Infeasible".into()),
+        message: Some(
+            "this node does not change what running containers may use; they get the new amounts when they are restarted"
+                .into(),
+        ),
+        last_transition_time: old
+            .iter()
+            .find(|c| c.type_ == RESIZE)
+            .and_then(|c| c.last_transition_time.clone())
+            .or(Some(Time(now))),
+        ..PodCondition::default()
+    });
+    ours.chain(disruption).chain(resize).collect()
+}
+
+/// Some running container was made with other requests or limits than the pod has now.
+fn is_resized(pod: &LocalPod, observed: &Observed) -> bool {
+    let differs = |c: &crate::sync::observed::Container| {
+        let wanted = pod.member(&c.name).map(|m| m.resources_hash.as_str());
+        c.is_running() && !c.resources_hash.is_empty() && wanted.is_some_and(|wanted| wanted != c.resources_hash)
+    };
+    observed.containers.iter().any(differs)
 }
 
 fn containers_ready(pod: &LocalPod, phase: &str, inits: &[ContainerStatus], regular: &[ContainerStatus]) -> Verdict {

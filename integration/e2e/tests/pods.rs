@@ -100,9 +100,11 @@ fn lives_and_deaths() -> Result<()> {
     assert_eq!(ended["phase"], "Failed");
     let shown = cluster.kubectl(&["get", "pod", "init-fails", "--no-headers"])?;
     assert!(shown.contains("Init:Error"), "{shown}");
-    let reason = "/containerStatuses/0/state/waiting/reason";
-    let waiting = status(&cluster, "no-command", reason, &"CreateContainerError".into())?;
-    let message = waiting["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap_or_default();
+    let reason = "/containerStatuses/0/state/terminated/reason";
+    let ended = status(&cluster, "no-command", reason, &"StartError".into())?;
+    assert_eq!(ended["phase"], "Failed");
+    assert_eq!(ended["containerStatuses"][0]["state"]["terminated"]["exitCode"], 128);
+    let message = ended["containerStatuses"][0]["state"]["terminated"]["message"].as_str().unwrap_or_default();
     assert!(message.contains("/nowhere: no such file or directory"), "{message}");
     for name in ["no-config", "rooted"] {
         status(&cluster, name, "/containerStatuses/0/state/waiting/reason", &"CreateContainerConfigError".into())?;

@@ -33,6 +33,7 @@ fn observed(states: &[(&str, State)]) -> Observed {
         image: "x".into(),
         image_ref: "sha256:1".into(),
         hash: String::new(),
+        resources_hash: String::new(),
         user: None,
     });
     Observed {
@@ -156,4 +157,25 @@ fn a_deleted_pod_ends_by_its_exit_codes() {
     check(&pod, &observed(&[("a", RUNNING())]), "Running 0 running True False");
     check(&pod, &observed(&[("a", exited(137))]), "Failed 0 Error True False");
     check(&pod, &observed(&[("a", exited(0))]), "Succeeded 0 Completed True False");
+}
+
+#[test]
+fn a_resize_that_is_not_acted_on_is_not_observed() {
+    let mut pod = pod("Always", false);
+    pod.object.metadata.generation = Some(3);
+    let mut facts = observed(&[("a", RUNNING())]);
+    let node = NodeFacts::default();
+    let mut check = |hash: &str, generation: Option<i64>, pending: bool| {
+        facts.containers[0].resources_hash = hash.into();
+        let before = PodStatus { observed_generation: Some(2), ..PodStatus::default() };
+        let status = compute(&pod, &facts, &node, Some(&before), at(6));
+        let conditions = status.conditions.unwrap();
+        assert_eq!(status.observed_generation, generation, "{hash}");
+        assert!(conditions.iter().all(|c| c.observed_generation == generation));
+        assert_eq!(conditions.iter().any(|c| c.type_ == super::RESIZE && c.status == "True"), pending, "{hash}");
+    };
+    let own = pod.members[0].resources_hash.clone();
+    check(&own, Some(3), false);
+    check("other", Some(2), true);
+    check("", Some(3), false);
 }

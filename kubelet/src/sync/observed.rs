@@ -51,6 +51,8 @@ pub struct Container {
     pub image_ref: String,
     /// [`super::spec_hash`] of what it was made from; empty if it was made by somebody else.
     pub hash: String,
+    /// The same for what it may use.
+    pub resources_hash: String,
     /// Ids, of the user the process has.
     pub user: Option<(i64, i64, Vec<i64>)>,
 }

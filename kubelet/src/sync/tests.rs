@@ -74,6 +74,7 @@ fn apply(pod: &LocalPod, observed: &mut Observed, action: &Action, now: Timestam
                     image: "img".into(),
                     image_ref: "sha256:1".into(),
                     hash: member.hash.clone(),
+                    resources_hash: member.resources_hash.clone(),
                     user: None,
                 },
             );
@@ -362,7 +363,7 @@ prop_compose! {
             observed.containers.insert(0, Container {
                 id: format!("c{index}"), name: name.into(), sandbox_id: observed.sandboxes[place].id.clone(),
                 attempt: u32::try_from(index).unwrap(), state, created_at: at(i64::try_from(index).unwrap()),
-                image: "img".into(), image_ref: String::new(), hash, user: None });
+                image: "img".into(), image_ref: String::new(), hash, resources_hash: String::new(), user: None });
         }
         (pod, observed)
     }

@@ -12,7 +12,7 @@ use super::Worker;
 use super::done::{Done, Work};
 use crate::events::Severity;
 use crate::pod::Source;
-use crate::status::{DISRUPTION, DISRUPTION_REASON};
+use crate::status::{DISRUPTION, DISRUPTION_REASON, RESIZE};
 
 const RETRY_FIRST: SignedDuration = SignedDuration::from_millis(250);
 const RETRY_LAST: SignedDuration = SignedDuration::from_secs(15);
@@ -72,7 +72,8 @@ impl Sent {
 
 /// Without what others write.
 fn ours(status: &PodStatus) -> PodStatus {
-    const OURS: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+    const OURS: [&str; 6] =
+        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", RESIZE];
     let mut status = status.clone();
     if let Some(conditions) = &mut status.conditions {
         let is_ours = |c: &PodCondition| {
@@ -215,6 +216,16 @@ fn change(old: Option<&PodStatus>, new: &PodStatus) -> Value {
             }
         }
     }
+    let after = new.get("conditions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let over: Vec<Value> = before
+        .iter()
+        .filter_map(|c| c.get("type"))
+        .filter(|kind| after.iter().all(|c| c.get("type") != Some(kind)))
+        .map(|kind| json!({"$patch": "delete", "type": kind}))
+        .collect();
+    if let Some(Value::Array(conditions)) = out.get_mut("conditions") {
+        conditions.extend(over);
+    }
     let ip = |v: &Value| v.get("ip").cloned();
     let list = |map: &Map<String, Value>| map.get("podIPs").and_then(Value::as_array).cloned().unwrap_or_default();
     let (before, after) = (list(&old), list(&new));
@@ -241,6 +252,15 @@ mod tests {
         assert_eq!(change(Some(&old), &new), expect);
         assert_eq!(change(Some(&new), &new), json!({}));
         assert_eq!(change(None, &new).as_object().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_condition_that_is_over_is_deleted() {
+        let parse = |v: Value| serde_json::from_value::<PodStatus>(json!({"conditions": v})).unwrap();
+        let old = parse(json!([{"type": "Ready", "status": "True"}, {"type": RESIZE, "status": "True"}]));
+        let new = parse(json!([{"type": "Ready", "status": "True"}]));
+        let expect = json!({"conditions": [{"type": "Ready", "status": "True"}, {"$patch": "delete", "type": RESIZE}]});
+        assert_eq!(change(Some(&old), &new), expect);
     }
 
     #[test]

@@ -135,10 +135,10 @@ impl Api {
                 if sub == Some("status") && collection.ends_with("pods") {
                     self.world.lock().unwrap().status_patches += 1;
                 }
-                let Some(mut object) = self.find(&collection, &name) else { return Ok(failure(404, "NotFound")) };
-                merge(&mut object, &body);
-                self.put(&collection, &name, object.clone(), "MODIFIED");
-                reply(200, &object)
+                match self.update(&collection, &name, |object| merge(object, &body)) {
+                    Some(object) => reply(200, &object),
+                    None => failure(404, "NotFound"),
+                }
             }
             (Method::DELETE, Some(name), _) => self.delete(&collection, &name, body["gracePeriodSeconds"].as_i64()),
             (method, name, sub) => panic!("the fake API does not know {method} {collection} {name:?} {sub:?}"),
@@ -149,8 +149,26 @@ impl Api {
         self.world.lock().unwrap().objects.get(&(collection.to_owned(), name.to_owned())).cloned()
     }
 
-    fn put(&self, collection: &str, name: &str, mut object: Value, change: &'static str) -> Value {
+    /// Reads, changes and writes in one step, as no other request could come between.
+    fn update(&self, collection: &str, name: &str, change: impl FnOnce(&mut Value)) -> Option<Value> {
         let mut world = self.world.lock().unwrap();
+        let mut object = world.objects.get(&(collection.to_owned(), name.to_owned())).cloned()?;
+        change(&mut object);
+        Some(self.put_into(&mut world, collection, name, object, "MODIFIED"))
+    }
+
+    fn put(&self, collection: &str, name: &str, object: Value, change: &'static str) -> Value {
+        self.put_into(&mut self.world.lock().unwrap(), collection, name, object, change)
+    }
+
+    fn put_into(
+        &self,
+        world: &mut World,
+        collection: &str,
+        name: &str,
+        mut object: Value,
+        change: &'static str,
+    ) -> Value {
         world.revision += 1;
         object["metadata"]["resourceVersion"] = json!(world.revision.to_string());
         let key = (collection.to_owned(), name.to_owned());
@@ -232,7 +250,8 @@ impl Api {
         let live = tokio_stream::wrappers::BroadcastStream::new(changes).filter_map(|c| async { c.ok() });
         let all = futures::stream::iter(missed).chain(live).filter_map(move |(place, change, object)| {
             let hit = Self::within(&collection, &place) && selected(&object, &query);
-            let line = format!("{}\n", json!({"type": change, "object": object}));
+            // The type first, as API servers write it: who reads an object as it stands need not keep it until its type comes.
+            let line = format!("{{\"type\":\"{change}\",\"object\":{object}}}\n");
             async move { hit.then(|| Ok::<_, Infallible>(Frame::data(Bytes::from(line)))) }
         });
         let body = StreamBody::new(all).boxed_unsync();
@@ -253,9 +272,7 @@ impl Api {
 
     /// Somebody else changes an object.
     pub(crate) fn change(&self, collection: &str, name: &str, change: impl FnOnce(&mut Value)) {
-        let mut object = self.find(collection, name).unwrap();
-        change(&mut object);
-        self.put(collection, name, object, "MODIFIED");
+        self.update(collection, name, change).unwrap();
     }
 
     pub(crate) fn status_patches(&self) -> usize {

@@ -28,9 +28,7 @@ impl Node {
         let mut node = Node { api, runtime, dir, shutdown: CancellationToken::new(), task: None };
         node.run();
         node.eventually("node registered", |n| n.api.get("api/v1/nodes", "n1").is_some()).await;
-        let mut object = node.api.get("api/v1/nodes", "n1").unwrap();
-        object["spec"] = json!({"podCIDR": "10.42.0.0/24"});
-        node.api.create("api/v1/nodes", object);
+        node.api.change("api/v1/nodes", "n1", |object| object["spec"] = json!({"podCIDR": "10.42.0.0/24"}));
         node.eventually("node ready", |n| condition(&n.api.get("api/v1/nodes", "n1").unwrap(), "Ready") == "True")
             .await;
         node

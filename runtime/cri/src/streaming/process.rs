@@ -55,6 +55,8 @@ pub(crate) struct Running {
     pub(crate) resizer: Option<Resizer>,
     /// Absent for an attached container: its end is the end of its output.
     pub(crate) exit: Option<Exit>,
+    /// Who attached leaves when the standard input has ended: the container's own stays open for others.
+    pub(crate) leaves_after_stdin: bool,
 }
 
 /// The end of a command, and the means to bring it about.
@@ -122,6 +124,7 @@ pub(crate) async fn start(node: &Node, container: &Arc<Container>, command: Comm
         stderr: None,
         resizer: Some(Resizer::Terminal(terminal)),
         exit,
+        leaves_after_stdin: false,
     })
 }
 
@@ -129,6 +132,9 @@ pub(crate) async fn start(node: &Node, container: &Arc<Container>, command: Comm
 pub(crate) async fn attach(node: &Arc<Node>, container: &Arc<Container>, wanted: Wanted) -> Result<Running, Error> {
     let (mut mine, theirs) = pipes(wanted, false)?;
     mine.resizer = wanted.terminal.then(|| Resizer::Container(Arc::clone(node), Arc::clone(container)));
+    // As containerd: only with stdinOnce and without a terminal is the end of the input the container's to hear.
+    let is_last_input = container.read(|record| record.config.stdin_once && !record.config.tty);
+    mine.leaves_after_stdin = wanted.stdin && !is_last_input;
     let container = Arc::clone(container);
     node.pool.run(move || Ok(container.sandbox.shim_within(ASK_WITHIN)?.attach(&container.id, theirs)?)).await?;
     Ok(mine)
@@ -136,7 +142,8 @@ pub(crate) async fn attach(node: &Arc<Node>, container: &Arc<Container>, wanted:
 
 /// Our ends and the shim's. With a terminal there are none: its master side comes back.
 fn pipes(wanted: Wanted, terminal: bool) -> Result<(Running, Stdio), Error> {
-    let mut mine = Running { stdin: None, stdout: None, stderr: None, resizer: None, exit: None };
+    let mut mine =
+        Running { stdin: None, stdout: None, stderr: None, resizer: None, exit: None, leaves_after_stdin: false };
     let mut theirs = Stdio::default();
     if terminal {
         return Ok((mine, theirs));

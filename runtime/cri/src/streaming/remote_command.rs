@@ -48,9 +48,14 @@ async fn drive(
     resize: Option<Input>,
 ) -> Verdict {
     let mut inputs: Vec<JoinHandle<()>> = Vec::new();
+    let (say_fed, mut is_fed) = watch::channel(false);
     if let (Some(input), Some(sink)) = (stdin, running.stdin) {
-        inputs.push(tokio::spawn(feed(input, sink)));
+        inputs.push(tokio::spawn(async move {
+            feed(input, sink).await;
+            say_fed.send_replace(true);
+        }));
     }
+    let leaves_after_stdin = running.leaves_after_stdin;
     if let (Some(input), Some(resizer)) = (resize, running.resizer) {
         inputs.push(tokio::spawn(follow_size(input, resizer)));
     }
@@ -68,7 +73,17 @@ async fn drive(
     let verdict = match &mut exit {
         // Attached: the end of output is the container's end.
         None => {
-            outputs.await;
+            let left = async {
+                if !leaves_after_stdin || is_fed.wait_for(|fed| *fed).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                // What it answers to its last input is still seen, if it is quick.
+                tokio::time::sleep(LINGER).await;
+            };
+            tokio::select! {
+                () = &mut outputs => {}
+                () = left => {}
+            }
             Verdict::Exited(0)
         }
         Some(exit) => {
@@ -168,6 +183,34 @@ async fn follow_size(mut input: Input, resizer: Resizer) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Attaches to a container that never ends; true if the session does once its input has.
+    async fn ends_with_input(leaves_after_stdin: bool) -> bool {
+        let (client, input) = tokio::sync::mpsc::channel(1);
+        let (sink, _container) = tokio::io::duplex(64);
+        let (_silent, source) = tokio::io::duplex(64);
+        let (messages, _seen) = tokio::sync::mpsc::channel(1);
+        let running = Running {
+            stdin: Some(Box::pin(sink)),
+            stdout: Some(Box::pin(source)),
+            stderr: None,
+            resizer: None,
+            exit: None,
+            leaves_after_stdin,
+        };
+        client.send(Bytes::from_static(b"last words")).await.unwrap();
+        drop(client);
+        let output = Output::WebSocket { channel: 1, messages };
+        let session = drive(running, Some(Input::WebSocket(input)), Some(output), None, None);
+        let patience = if leaves_after_stdin { Duration::from_secs(60) } else { LINGER.saturating_mul(2) };
+        tokio::time::timeout(patience, session).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn who_attached_leaves_when_the_input_has_ended_and_stays_open_for_others() {
+        assert!(ends_with_input(true).await);
+        assert!(!ends_with_input(false).await);
+    }
 
     #[test]
     fn sizes_may_come_in_pieces_or_together() {
