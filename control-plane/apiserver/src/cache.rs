@@ -6,14 +6,16 @@
 //! Reads take a snapshot without a lock; one that must see a write waits for `applied`.
 
 mod collection;
+mod encoded;
 mod entry;
 mod filter;
+mod queue;
 mod shelf;
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -22,10 +24,11 @@ use std::{
 use control_plane_api::{Row, rows};
 use control_plane_store::{Batch, Range, Revision, Store};
 use futures::StreamExt;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use collection::{Collection, Notice, Snapshot, Start, Subscription};
+pub(crate) use collection::{Collection, Kind, Notice, Refused, Snapshot, Start, Subscription};
+pub(crate) use encoded::Form;
 pub(crate) use entry::Cached;
 pub(crate) use filter::Filter;
 
@@ -35,6 +38,9 @@ const ROOT: &str = "/registry/";
 const REPLAY_REVISIONS: u64 = 2000;
 /// How long a read waits for the cache to catch up with the store.
 const CATCH_UP_MAX: Duration = Duration::from_secs(3);
+
+/// A cache that stands still behind the store for longer is not healthy.
+const STANDS_STILL_MAX: Duration = Duration::from_secs(5);
 
 /// Why the cache cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,9 @@ pub(crate) struct Cache {
     collections: HashMap<String, Arc<Collection>>,
     applied: AtomicU64,
     signal: watch::Sender<u64>,
+    load: Arc<queue::Load>,
+    /// Where the cache stood when it was first seen behind the store, and when that was.
+    behind: Mutex<Option<(Revision, Instant)>>,
 }
 
 impl Cache {
@@ -61,9 +70,10 @@ impl Cache {
         let newest = store.revision().await?;
         let (at, entries) = Self::read(&store, newest).await?;
         let mut collections = HashMap::new();
+        let load = Arc::new(queue::Load::default());
         for row in rows().iter().filter(|row| row.has_verb("list") && is_storage_row(row)) {
             let prefix = row.storage_prefix();
-            collections.insert(prefix.clone(), Arc::new(Collection::new(row, prefix, at)));
+            collections.insert(prefix.clone(), Arc::new(Collection::new(row, prefix, at, Arc::clone(&load))));
         }
         let mut by_prefix: HashMap<&str, Vec<Arc<Cached>>> = HashMap::new();
         for entry in &entries {
@@ -76,7 +86,7 @@ impl Cache {
             collections[prefix].fill(&entries, at);
         }
         let signal = watch::Sender::new(at.0);
-        Ok(Self { store, collections, applied: AtomicU64::new(at.0), signal })
+        Ok(Self { store, collections, applied: AtomicU64::new(at.0), signal, load, behind: Mutex::new(None) })
     }
 
     /// The state some revisions ago, or now when that has been compacted away.
@@ -131,6 +141,29 @@ impl Cache {
         }
     }
 
+    /// Whether the cache follows the store. Being behind is nothing: each write is in the store first. Standing still behind it is.
+    pub(crate) fn is_moving(&self, newest: Revision, now: Instant) -> Result<(), String> {
+        let applied = self.applied();
+        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        match *behind {
+            _ if applied >= newest => *behind = None,
+            Some((at, since)) if at == applied => {
+                let stands = now.saturating_duration_since(since);
+                if stands >= STANDS_STILL_MAX {
+                    let seconds = stands.as_secs();
+                    return Err(format!("stands at revision {applied} of {newest} for {seconds} seconds"));
+                }
+            }
+            _ => *behind = Some((applied, now)),
+        }
+        Ok(())
+    }
+
+    /// Bytes of events that wait for watchers.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.load.bytes()
+    }
+
     /// Everything up to here is in the snapshots.
     pub(crate) fn applied(&self) -> Revision {
         Revision(self.applied.load(Ordering::Acquire))
@@ -180,4 +213,32 @@ fn collection_of<'a>(collections: &'a HashMap<String, Arc<Collection>>, key: &st
     let group = key.strip_prefix(ROOT)?.find('/')? + ROOT.len() + 1;
     let end = group + key[group..].find('/')? + 1;
     collections.get(&key[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use control_plane_store::{Sqlite, SqliteConfig};
+
+    #[tokio::test]
+    async fn only_a_cache_that_stands_still_is_ill() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Sqlite::open(&SqliteConfig::new(directory.path().join("s.db"))).unwrap());
+        let cache = Cache::load(store).await.unwrap();
+        let (at, start) = (cache.applied().0, Instant::now());
+        let check = |newest: u64, seconds: u64, expect: bool| {
+            let now = start.checked_add(Duration::from_secs(seconds)).unwrap();
+            assert_eq!(cache.is_moving(Revision(newest), now).is_ok(), expect, "{newest} after {seconds} seconds");
+        };
+        check(at, 0, true);
+        // A write a moment ago, however long nothing was written before.
+        check(at + 1, 1000, true);
+        check(at + 9, 1001, true);
+        cache.applied.store(at + 5, Ordering::Release);
+        // Behind, but not where it was.
+        check(at + 20, 1010, true);
+        check(at + 20, 1016, false);
+        cache.applied.store(at + 20, Ordering::Release);
+        check(at + 20, 1017, true);
+    }
 }

@@ -12,8 +12,11 @@ use crate::{
     authz::Authorizer,
     cache::Cache,
     config::Config,
+    connections::Connections,
+    inflight::Inflight,
     metrics::Metrics,
     proxy::KubeletClient,
+    walls::Walls,
 };
 
 #[derive(Debug)]
@@ -26,6 +29,9 @@ pub(crate) struct Kernel {
     pub(crate) allocators: Allocators,
     pub(crate) kubelets: Option<KubeletClient>,
     pub(crate) metrics: Metrics,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) inflight: Arc<Inflight>,
+    pub(crate) walls: Walls,
     /// Bootstrap is done.
     pub(crate) ready: AtomicBool,
     pub(crate) shutdown: CancellationToken,

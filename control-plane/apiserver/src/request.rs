@@ -3,6 +3,7 @@
 //!
 //! Invariant: any path parses to something, without a panic; what is not a resource path is a non-resource path.
 
+pub(crate) mod duration;
 mod query;
 
 use control_plane_api::{name, selector::FieldSelector};

@@ -6,7 +6,6 @@
 //! Invariant: nothing is answered from a cache that has not caught up with the store once.
 
 use std::{
-    convert::Infallible,
     net::SocketAddr,
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
     task::{Context, Poll},
@@ -17,14 +16,7 @@ use bytes::Bytes;
 use control_plane_store::{Revision, Sqlite, SqliteConfig, Store};
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response, header};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
-};
-use rustls::{ServerConfig, server::WebPkiClientVerifier};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -35,24 +27,22 @@ use crate::{
     bootstrap,
     cache::{self, Cache},
     config::Config,
+    connections::Connections,
     dispatch::{self, Peer},
+    inflight::Inflight,
     kernel::Kernel,
+    listener,
     metrics::Metrics,
     proxy::KubeletClient,
     status::chain,
-    tls::{self, TlsError},
+    tls::TlsError,
+    walls::Walls,
 };
 
-/// A TLS handshake that takes longer is given up.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Request headers that take longer are given up.
-const HEADERS_MAX: Duration = Duration::from_secs(30);
 /// Requests get this long to finish when the server ends.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// How often the age of the history is looked at.
 const COMPACT_EVERY: Duration = Duration::from_secs(60);
-/// Concurrent requests on one HTTP/2 connection; as upstream.
-const STREAMS_MAX: u32 = 250;
 
 /// Why the server did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +80,7 @@ impl ApiServer {
     /// As [`Self::start`], on any store.
     pub async fn start_on(mut config: Config, store: Arc<dyn Store>) -> Result<Self, Error> {
         let shutdown = CancellationToken::new();
-        let acceptor = acceptor(&config)?;
+        let acceptor = listener::acceptor(&config)?;
         let tokens = Tokens {
             key: key::SigningKey::from_pem(&config.service_account_key)?,
             issuer: config.service_account_issuer.clone(),
@@ -109,10 +99,19 @@ impl ApiServer {
         let follower = Arc::clone(&cache);
         let token = shutdown.clone();
         tasks.spawn(async move {
-            if let Err(error) = follower.run(token.clone()).await {
-                // A server that cannot follow its store must not answer: its caller starts it again.
-                tracing::error!(error = %chain(&error), "the watch cache lost the store; the server ends");
-                token.cancel();
+            let following = Walls::default();
+            let followed = following.around("task", "watch cache", follower.run(token.clone())).await;
+            // A server that cannot follow its store must not answer: its caller starts it again.
+            match followed {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(error = %chain(&error), "the watch cache lost the store; the server ends");
+                    token.cancel();
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the watch cache cannot go on; the server ends");
+                    token.cancel();
+                }
             }
         });
         cache.catch_up().await?;
@@ -128,15 +127,19 @@ impl ApiServer {
             allocators,
             kubelets,
             metrics: Metrics::default(),
+            connections: Connections::within(descriptors()),
+            inflight: Arc::new(Inflight::default()),
+            walls: Walls::default(),
             ready: AtomicBool::new(false),
             shutdown: shutdown.clone(),
             config,
         });
         bootstrap::run(&kernel).await?;
         kernel.ready.store(true, Ordering::Release);
-        tasks.spawn(accept(Arc::clone(&kernel), listener, acceptor));
-        tasks.spawn(compact(Arc::clone(&kernel)));
-        tasks.spawn(bootstrap::keep(Arc::clone(&kernel)));
+        let listener = Arc::new(listener);
+        keep(&tasks, &kernel, "listener", move |kernel| listener::run(kernel, Arc::clone(&listener), acceptor.clone()));
+        keep(&tasks, &kernel, "compaction", compact);
+        keep(&tasks, &kernel, "bootstrap", bootstrap::keep);
         tasks.close();
         tracing::info!(%address, "serving");
         Ok(Self { kernel, address, tasks, shutdown })
@@ -231,83 +234,32 @@ where
     }
 }
 
-fn acceptor(config: &Config) -> Result<TlsAcceptor, TlsError> {
-    let failed = |what: &'static str| move |source| TlsError::Tls { what, source };
-    let roots = Arc::new(tls::roots(&config.client_ca, "the client CA")?);
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, tls::provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| TlsError::Tls { what: "the client CA", source: rustls::Error::General(error.to_string()) })?;
-    let mut server = ServerConfig::builder_with_provider(tls::provider())
-        .with_safe_default_protocol_versions()
-        .map_err(failed("the server"))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(
-            tls::certificates(&config.tls_certificate, "the serving certificate")?,
-            tls::private_key(&config.tls_key, "the serving key")?,
-        )
-        .map_err(failed("the serving certificate"))?;
-    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(server)))
+/// Runs a part of the server as long as it runs: a panic in it begins it anew.
+fn keep<F>(
+    tasks: &TaskTracker,
+    kernel: &Arc<Kernel>,
+    name: &'static str,
+    part: impl Fn(Arc<Kernel>) -> F + Send + Sync + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let kernel = Arc::clone(kernel);
+    tasks.spawn(async move {
+        let again = || part(Arc::clone(&kernel));
+        kernel.walls.keep(name, &kernel.shutdown, again).await;
+    });
 }
 
-async fn accept(kernel: Arc<Kernel>, listener: TcpListener, acceptor: TlsAcceptor) {
-    let graceful = GracefulShutdown::new();
-    loop {
-        let accepted = tokio::select! {
-            () = kernel.shutdown.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (tcp, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, say: wait for some to be closed rather than spin.
-                tracing::warn!(%error, "could not accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (kernel, acceptor, watcher) = (Arc::clone(&kernel), acceptor.clone(), graceful.watcher());
-        tokio::spawn(async move {
-            let handshake = tokio::time::timeout(HANDSHAKE_MAX, handshake(tcp, acceptor)).await;
-            let tls = match handshake {
-                Ok(Ok(tls)) => tls,
-                Ok(Err(error)) => {
-                    tracing::debug!(%address, %error, "TLS handshake failed");
-                    return;
-                }
-                Err(_) => return,
-            };
-            let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let peer = Peer::Tls { certificate: certificate.map(|der| Arc::from(der.as_ref())) };
-            let service = service_fn(move |request: Request<Incoming>| {
-                let (kernel, peer) = (Arc::clone(&kernel), peer.clone());
-                let request = request.map(body::boxed);
-                async move { Ok::<_, Infallible>(dispatch::serve(kernel, peer, request).await) }
-            });
-            let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_MAX);
-            builder
-                .http2()
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(STREAMS_MAX)
-                .keep_alive_interval(Some(HEADERS_MAX));
-            let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service).into_owned();
-            if let Err(error) = watcher.watch(connection).await {
-                tracing::debug!(%address, %error, "a connection ended");
-            }
-        });
+/// How many files this process may open; few when it cannot be told.
+fn descriptors() -> usize {
+    const UNKNOWN: usize = 1024;
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().next());
+    match soft {
+        Some("unlimited") => usize::MAX,
+        soft => soft.and_then(|number| number.parse().ok()).unwrap_or(UNKNOWN),
     }
-    drop(listener);
-    graceful.shutdown().await;
-}
-
-async fn handshake(
-    tcp: TcpStream,
-    acceptor: TlsAcceptor,
-) -> std::io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
-    tcp.set_nodelay(true)?;
-    acceptor.accept(tcp).await
 }
 
 /// Forgets history that is older than configured: the revision seen that long ago.

@@ -78,7 +78,7 @@ impl Tokens {
         }
         json!({
             "aud": request.audiences,
-            "exp": now.as_second() + request.seconds,
+            "exp": now.as_second().saturating_add(request.seconds),
             "iat": now.as_second(),
             "nbf": now.as_second(),
             "iss": self.issuer,

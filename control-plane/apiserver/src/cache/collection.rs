@@ -1,7 +1,7 @@
 //! One resource's objects, its recent history and its watchers. The only writer is the cache's task.
 //!
 //!     change --> snapshot
-//!            --> each watcher whose filter it touches --queue full--> dropped: the client starts over from where it was
+//!            --> each watcher whose filter it touches (queue.rs) --full--> dropped: the client starts over from where it was
 //!            --> history (bounded; its oldest end is `floor`)
 //!
 //! Invariant: history holds every change after `floor`, in order; a watcher gets every change after its start or is dropped, and
@@ -15,16 +15,18 @@ use std::{
 use arc_swap::ArcSwap;
 use control_plane_api::Row;
 use control_plane_store::{Entry, Event, Revision};
-use tokio::sync::mpsc;
 
-use super::{Cached, Filter, shelf::Shelf};
+use super::{
+    Cached, Filter,
+    encoded::Encoded,
+    queue::{Load, Receiver, Sender, queue},
+    shelf::Shelf,
+};
 
 /// Changes kept for watches that start in the past; a watch from before the oldest is told 410.
 const HISTORY_CHANGES_MAX: usize = 4096;
 /// Bytes of objects that the history alone may keep alive.
 const HISTORY_BYTES_MAX: usize = 2 << 20;
-/// Changes waiting for one watcher; beyond that it is dropped.
-const WATCHER_QUEUE_MAX: usize = 1024;
 
 /// A change to one object.
 #[derive(Debug)]
@@ -36,11 +38,41 @@ pub(crate) struct Change {
 
 /// A change as one watcher sees it through its filter.
 #[derive(Clone, Debug)]
-pub(crate) enum Notice {
-    Added(Arc<Cached>),
-    Modified(Arc<Cached>),
-    /// What was there, and the revision at which it went, or stopped matching.
-    Deleted(Arc<Cached>, Revision),
+pub(crate) struct Notice {
+    pub(crate) kind: Kind,
+    /// What is there now, or was there before it went.
+    pub(crate) cached: Arc<Cached>,
+    /// Made once for all watchers that want the same; `None` for what only one is told.
+    pub(crate) encoded: Option<Arc<Encoded>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Added,
+    Modified,
+    /// Went, or stopped matching, at this revision.
+    Deleted(Revision),
+}
+
+impl Kind {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted(_) => "DELETED",
+        }
+    }
+}
+
+impl Notice {
+    fn of(kind: Kind, cached: Arc<Cached>) -> Self {
+        Self { kind, cached, encoded: None }
+    }
+
+    /// Bytes held, roughly.
+    pub(crate) fn weight(&self) -> usize {
+        self.cached.weight()
+    }
 }
 
 /// The objects at one moment.
@@ -81,17 +113,24 @@ pub(crate) enum Start {
 /// A started watch.
 #[derive(Debug)]
 pub(crate) struct Subscription {
-    /// What to send first, in order.
-    pub(crate) backlog: Vec<Notice>,
-    /// The revision that the backlog leads to.
+    /// The revision that what is sent first leads to.
     pub(crate) revision: Revision,
-    pub(crate) receiver: mpsc::Receiver<Notice>,
+    pub(crate) receiver: Receiver,
+}
+
+/// Why a watch does not start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The history no longer reaches back to its start.
+    Expired,
+    /// There are as many as there may be.
+    TooMany,
 }
 
 #[derive(Debug)]
 struct Watcher {
     filter: Filter,
-    sender: mpsc::Sender<Notice>,
+    sender: Sender,
 }
 
 #[derive(Debug)]
@@ -109,13 +148,14 @@ pub(crate) struct Collection {
     prefix: String,
     snapshot: ArcSwap<Snapshot>,
     feed: Mutex<Feed>,
+    load: Arc<Load>,
 }
 
 impl Collection {
-    pub(super) fn new(row: &'static Row, prefix: String, at: Revision) -> Self {
+    pub(super) fn new(row: &'static Row, prefix: String, at: Revision, load: Arc<Load>) -> Self {
         let snapshot = Snapshot { shelf: Shelf::default(), changed: at };
         let feed = Feed { history: VecDeque::new(), history_bytes: 0, floor: at, watchers: Vec::new() };
-        Self { row, prefix, snapshot: ArcSwap::from_pointee(snapshot), feed: Mutex::new(feed) }
+        Self { row, prefix, snapshot: ArcSwap::from_pointee(snapshot), feed: Mutex::new(feed), load }
     }
 
     pub(super) fn fill(&self, entries: &[Arc<Cached>], at: Revision) {
@@ -174,25 +214,33 @@ impl Collection {
         changes.into_iter().for_each(|change| feed.push(change));
     }
 
-    /// Starts a watch; `None` when the history no longer reaches back to its start.
-    pub(crate) fn subscribe(&self, filter: Filter, start: Start) -> Option<Subscription> {
-        let (sender, receiver) = mpsc::channel(WATCHER_QUEUE_MAX);
+    /// Starts a watch.
+    pub(crate) fn subscribe(&self, filter: Filter, start: Start) -> Result<Subscription, Refused> {
+        let (sender, receiver) = queue(&self.load).ok_or(Refused::TooMany)?;
         let mut feed = self.feed();
+        // Those that ended since the last change.
+        feed.watchers.retain(|watcher| !watcher.sender.is_closed());
         let snapshot = self.snapshot.load();
         let backlog = match start {
             Start::Now => {
                 let entries = snapshot.range(filter.prefix(), "").filter(|cached| filter.matches(cached));
-                entries.cloned().map(Notice::Added).collect()
+                entries.cloned().map(|cached| Notice::of(Kind::Added, cached)).collect()
             }
-            Start::After(revision) if revision < feed.floor => return None,
+            Start::After(revision) if revision < feed.floor => return Err(Refused::Expired),
             Start::After(revision) => {
                 let newer = feed.history.iter().filter(|change| change.revision > revision);
                 newer.filter_map(|change| change.seen_through(&filter)).collect()
             }
         };
+        sender.fill(backlog);
         let revision = snapshot.changed;
         feed.watchers.push(Watcher { filter, sender });
-        Some(Subscription { backlog, revision, receiver })
+        Ok(Subscription { revision, receiver })
+    }
+
+    /// Watches that run.
+    pub(crate) fn watchers(&self) -> usize {
+        self.feed().watchers.iter().filter(|watcher| !watcher.sender.is_closed()).count()
     }
 
     fn feed(&self) -> MutexGuard<'_, Feed> {
@@ -202,11 +250,15 @@ impl Collection {
 
 impl Feed {
     fn push(&mut self, change: Change) {
+        let mut encoded: Option<Arc<Encoded>> = None;
         self.watchers.retain(|watcher| match change.seen_through(&watcher.filter) {
-            Some(notice) => watcher.sender.try_send(notice).is_ok(),
+            Some(mut notice) => {
+                notice.encoded = Some(Arc::clone(encoded.get_or_insert_default()));
+                watcher.sender.push(notice)
+            }
             None => !watcher.sender.is_closed(),
         });
-        self.history_bytes += change.weight();
+        self.history_bytes = self.history_bytes.saturating_add(change.weight());
         self.history.push_back(Arc::new(change));
         while self.history.len() > HISTORY_CHANGES_MAX || self.history_bytes > HISTORY_BYTES_MAX {
             let Some(oldest) = self.history.pop_front() else { break };
@@ -225,9 +277,9 @@ impl Change {
     fn seen_through(&self, filter: &Filter) -> Option<Notice> {
         let matches = |cached: &Option<Arc<Cached>>| cached.as_ref().filter(|cached| filter.matches(cached)).cloned();
         match (matches(&self.before), matches(&self.after)) {
-            (None, Some(after)) => Some(Notice::Added(after)),
-            (Some(_), Some(after)) => Some(Notice::Modified(after)),
-            (Some(before), None) => Some(Notice::Deleted(before, self.revision)),
+            (None, Some(after)) => Some(Notice::of(Kind::Added, after)),
+            (Some(_), Some(after)) => Some(Notice::of(Kind::Modified, after)),
+            (Some(before), None) => Some(Notice::of(Kind::Deleted(self.revision), before)),
             (None, None) => None,
         }
     }
@@ -239,25 +291,39 @@ mod tests {
     use bytes::Bytes;
     use control_plane_api::selector::{FieldSelector, Selector};
 
+    fn collection() -> (Arc<Collection>, Filter, Arc<Load>) {
+        let row = control_plane_api::rows().iter().find(|row| row.resource == "configmaps").unwrap();
+        let load = Arc::new(Load::default());
+        let collection = Arc::new(Collection::new(row, row.storage_prefix(), Revision(0), Arc::clone(&load)));
+        let filter = Filter::new(row, row.storage_prefix(), Selector::default(), FieldSelector::default());
+        (collection, filter, load)
+    }
+
+    fn put(collection: &Collection, name: &str, number: u64, size: usize) {
+        let (key, revision) = (collection.key("default", name), Revision(number));
+        let value = format!(
+            r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{}},"data":{{"d":"{}"}}}}"#,
+            "x".repeat(size)
+        );
+        let entry = Some(Entry { key: Arc::clone(&key), value: Bytes::from(value), created: revision, revision });
+        collection.apply(&[Event { revision, key, entry, previous: None }]);
+    }
+
     #[test]
     fn what_a_watcher_hears_is_in_the_snapshot() {
         const CHANGES: u64 = 2000;
-        let row = control_plane_api::rows().iter().find(|row| row.resource == "configmaps").unwrap();
-        let collection = Arc::new(Collection::new(row, row.storage_prefix(), Revision(0)));
-        let filter = Filter::new(row, row.storage_prefix(), Selector::default(), FieldSelector::default());
-        let mut watch = collection.subscribe(filter, Start::Now).unwrap();
+        let (collection, filter, _) = collection();
+        let watch = collection.subscribe(filter, Start::Now).unwrap();
         let heard = Arc::clone(&collection);
         let listener = std::thread::spawn(move || {
             for _ in 0..CHANGES {
-                let Some(Notice::Added(cached)) = watch.receiver.blocking_recv() else { panic!("dropped") };
-                assert!(heard.snapshot().get(cached.key()).is_some(), "{}", cached.key());
+                let Some(notice) = futures::executor::block_on(watch.receiver.recv()) else { panic!("dropped") };
+                assert_eq!(notice.kind, Kind::Added);
+                assert!(heard.snapshot().get(notice.cached.key()).is_some(), "{}", notice.cached.key());
             }
         });
         for number in 1..=CHANGES {
-            let (key, revision) = (collection.key("default", &format!("c{number}")), Revision(number));
-            let value = Bytes::from_static(br#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{}}"#);
-            let entry = Some(Entry { key: Arc::clone(&key), value, created: revision, revision });
-            collection.apply(&[Event { revision, key, entry, previous: None }]);
+            put(&collection, &format!("c{number}"), number, 0);
             // Never more than the watcher's queue holds.
             while number % 512 == 0 && !is_heard(&collection) {
                 std::thread::yield_now();
@@ -267,10 +333,53 @@ mod tests {
     }
 
     fn is_heard(collection: &Collection) -> bool {
-        collection
-            .feed()
-            .watchers
-            .iter()
-            .all(|watcher| watcher.sender.is_closed() || watcher.sender.capacity() == WATCHER_QUEUE_MAX)
+        collection.feed().watchers.iter().all(|watcher| watcher.sender.is_closed() || watcher.sender.is_empty())
+    }
+
+    #[test]
+    fn who_does_not_listen_is_let_go_and_what_waited_is_freed() {
+        let (collection, filter, load) = collection();
+        put(&collection, "c", 1, 900_000);
+        let first = Arc::downgrade(collection.snapshot().all().next().unwrap());
+        let watches: Vec<_> = (0..600).map(|_| collection.subscribe(filter.clone(), Start::Now).unwrap()).collect();
+        for number in 2..=40 {
+            put(&collection, "c", number, 900_000);
+        }
+        assert_eq!((collection.watchers(), load.bytes()), (0, 0), "nobody looked, and nothing waits");
+        assert!(first.upgrade().is_none(), "what was there at the beginning waits neither");
+        for watch in &watches {
+            assert!(futures::executor::block_on(watch.receiver.recv()).is_none());
+            assert!(!watch.receiver.is_empty(), "no bookmark for who missed something");
+        }
+        // It begins again from where it was, as long as the history reaches back.
+        let again = collection.subscribe(filter.clone(), Start::After(Revision(39))).unwrap();
+        assert_eq!(again.receiver.next_of_backlog().unwrap().kind, Kind::Modified);
+        assert_eq!(collection.subscribe(filter, Start::After(Revision(3))).err(), Some(Refused::Expired));
+    }
+
+    #[test]
+    fn who_listens_is_kept_when_others_fill_the_queues() {
+        let (collection, filter, load) = collection();
+        let deaf: Vec<_> = (0..100).map(|_| collection.subscribe(filter.clone(), Start::Now).unwrap()).collect();
+        let listening = collection.subscribe(filter, Start::Now).unwrap();
+        for number in 1..=200 {
+            put(&collection, "c", number, 50_000);
+            assert!(futures::executor::block_on(listening.receiver.recv()).is_some(), "{number}");
+            assert!(load.bytes() <= Load::BYTES_MAX + 101 * 51_000, "{number}: {}", load.bytes());
+        }
+        assert_eq!(collection.watchers(), 1);
+        drop(deaf);
+    }
+
+    #[test]
+    fn there_are_only_so_many_watches() {
+        let (collection, filter, _) = collection();
+        let all: Vec<_> = (0..Load::WATCHERS_MAX)
+            .map(|_| collection.subscribe(filter.clone(), Start::After(Revision(0))).unwrap())
+            .collect();
+        let one_more = || collection.subscribe(filter.clone(), Start::After(Revision(0)));
+        assert_eq!(one_more().err(), Some(Refused::TooMany));
+        drop(all);
+        assert!(one_more().is_ok());
     }
 }

@@ -1,18 +1,20 @@
 //! /healthz, /livez, /readyz and the metrics.
 
+use std::sync::atomic::Ordering;
+
 use http::{Response, StatusCode};
+use tokio::time::Instant;
 
 use super::text;
-use crate::{body::Body, kernel::Kernel, request::Query, status::Outcome};
+use crate::{body::Body, inflight::Kind, kernel::Kernel, metrics::Family, request::Query, status::Outcome};
 
 /// The checks of an endpoint: name and whether it holds.
 async fn checks(kernel: &Kernel, endpoint: &str) -> Vec<(&'static str, Result<(), String>)> {
-    let store = kernel.store.revision().await.map(|_| ()).map_err(|error| error.to_string());
-    let caught_up = kernel.cache.catch_up().await.map_err(|error| error.to_string());
-    let mut checks = vec![("ping", Ok(())), ("store", store), ("watch-cache", caught_up)];
+    let newest = kernel.store.revision().await.map_err(|error| error.to_string());
+    let moves = newest.as_ref().ok().map_or(Ok(()), |newest| kernel.cache.is_moving(*newest, Instant::now()));
+    let mut checks = vec![("ping", Ok(())), ("store", newest.map(|_| ())), ("watch-cache", moves)];
     if endpoint != "livez" {
-        let bootstrapped =
-            kernel.ready.load(std::sync::atomic::Ordering::Acquire).then_some(()).ok_or("not finished".to_owned());
+        let bootstrapped = kernel.ready.load(Ordering::Acquire).then_some(()).ok_or("not finished".to_owned());
         checks.push(("bootstrap", bootstrapped));
     }
     if endpoint == "readyz" {
@@ -48,23 +50,113 @@ pub(super) async fn serve(kernel: &Kernel, endpoint: &str, only: &str, query: &Q
     Ok(text(code, out))
 }
 
+fn label(name: &str, value: &str) -> String {
+    format!("{{{name}=\"{value}\"}}")
+}
+
+fn family(name: &'static str, kind: &'static str, help: &'static str, values: Vec<(String, u64)>) -> Family {
+    Family { name, kind, help, values }
+}
+
 pub(super) fn metrics(kernel: &Kernel) -> String {
-    let mut names: Vec<(String, u64)> = kernel
-        .cache
-        .collections()
-        .map(|collection| {
-            let row = collection.row();
-            let group = if row.group.is_empty() { String::new() } else { format!(".{}", row.group) };
-            (format!("{{resource=\"{}{group}\"}}", row.resource), collection.snapshot().len() as u64)
-        })
-        .collect();
-    names.sort();
-    let revision = kernel.cache.applied().0;
-    let mut gauges: Vec<(&str, &str, u64)> =
-        names.iter().map(|(labels, count)| ("apiserver_storage_objects", labels.as_str(), *count)).collect();
-    gauges.push(("apiserver_watch_cache_revision", "", revision));
+    let mut families = of_requests(kernel);
+    families.extend(of_objects(kernel));
+    families.extend(of_process());
+    kernel.metrics.render(&families)
+}
+
+fn of_requests(kernel: &Kernel) -> Vec<Family> {
     let (allowed, denied) = kernel.authorizer.counts();
-    gauges.push(("authorization_attempts_total", "{result=\"allowed\"}", allowed));
-    gauges.push(("authorization_attempts_total", "{result=\"denied\"}", denied));
-    kernel.metrics.render(&gauges)
+    let kinds = [Kind::LongRunning, Kind::Mutating, Kind::ReadOnly];
+    let bounded = kinds.into_iter().filter(|kind| *kind != Kind::LongRunning);
+    let inflight =
+        bounded.clone().map(|kind| (label("request_kind", kind.as_str()), kernel.inflight.of(kind).0 as u64));
+    let dropped = bounded.map(|kind| (label("request_kind", kind.as_str()), kernel.inflight.of(kind).1));
+    let panics = kernel.walls.counts().into_iter().map(|(part, count)| (label("part", part), count)).collect();
+    let open = kernel.connections.counts();
+    vec![
+        family(
+            "apiserver_current_inflight_requests",
+            "gauge",
+            "Requests that are being answered, by kind.",
+            inflight.collect(),
+        ),
+        family("apiserver_dropped_requests_total", "counter", "Requests that were turned away.", dropped.collect()),
+        family(
+            "authorization_attempts_total",
+            "counter",
+            "Counter of authorization attempts by result.",
+            vec![(label("result", "allowed"), allowed), (label("result", "denied"), denied)],
+        ),
+        family("apiserver_panics_total", "counter", "Panics that were caught, by part.", panics),
+        family(
+            "apiserver_connections",
+            "gauge",
+            "Open connections, by whether somebody has proven who he is on them.",
+            vec![(label("known", "true"), open.known as u64), (label("known", "false"), open.strangers as u64)],
+        ),
+        family(
+            "apiserver_connections_ended_total",
+            "counter",
+            "Connections that were ended for want of room.",
+            vec![(label("reason", "shed"), open.shed), (label("reason", "refused"), open.refused)],
+        ),
+    ]
+}
+
+fn of_objects(kernel: &Kernel) -> Vec<Family> {
+    let (mut objects, mut watchers) = (Vec::new(), Vec::new());
+    for collection in kernel.cache.collections() {
+        let row = collection.row();
+        let group = if row.group.is_empty() { String::new() } else { format!(".{}", row.group) };
+        objects.push((label("resource", &format!("{}{group}", row.resource)), collection.snapshot().len() as u64));
+        let labels = format!("{{group=\"{}\",kind=\"{}\",version=\"{}\"}}", row.group, row.kind, row.version);
+        watchers.push((labels, collection.watchers() as u64));
+    }
+    objects.sort();
+    watchers.sort();
+    let file = |suffix: &str| {
+        let mut path = kernel.config.store.clone().into_os_string();
+        path.push(suffix);
+        std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+    };
+    let size = file("").saturating_add(file("-wal"));
+    let one = |value: u64| vec![(String::new(), value)];
+    vec![
+        family("apiserver_storage_objects", "gauge", "Stored objects, by resource.", objects),
+        family("apiserver_registered_watchers", "gauge", "Watches that run, by kind.", watchers),
+        family(
+            "apiserver_storage_size_bytes",
+            "gauge",
+            "Size of the store's files.",
+            vec![(label("storage_cluster_id", "sqlite"), size)],
+        ),
+        family(
+            "apiserver_watch_cache_revision",
+            "gauge",
+            "The cache holds all up to here.",
+            one(kernel.cache.applied().0),
+        ),
+        family(
+            "apiserver_watch_queue_bytes",
+            "gauge",
+            "Bytes of events that wait for slow watchers.",
+            one(kernel.cache.queued_bytes() as u64),
+        ),
+    ]
+}
+
+/// The process that the server runs in, from /proc/self.
+fn of_process() -> Vec<Family> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).map(|rest| rest.trim_end_matches("kB"));
+    let resident = kibibytes.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0).saturating_mul(1024);
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64);
+    let one = |value: u64| vec![(String::new(), value)];
+    let build = format!("{{git_version=\"{}\",major=\"1\",minor=\"36\"}}", control_plane_api::KUBERNETES_VERSION);
+    vec![
+        family("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", one(resident)),
+        family("process_open_fds", "gauge", "Number of open file descriptors.", one(open)),
+        family("kubernetes_build_info", "gauge", "The version that clients are told.", vec![(build, 1)]),
+    ]
 }

@@ -119,7 +119,7 @@ async fn ask_budget(call: &Call, pod: &Object, dry_run: bool) -> Outcome<()> {
             return Err(refused(live).into());
         }
         let mut next = live.clone();
-        next.set(&["status", "disruptionsAllowed"], allowed - 1);
+        next.set(&["status", "disruptionsAllowed"], allowed.saturating_sub(1));
         next.set(&["status", "disruptedPods", name.as_str()], now.as_str());
         Ok(next)
     };

@@ -21,6 +21,8 @@ const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 /// A pod's grace period when its spec names none.
 const GRACE_SECONDS_DEFAULT: i64 = 30;
+/// A longer one is this long: whoever counts with it afterwards gets a moment that exists.
+const GRACE_SECONDS_MAX: i64 = 1 << 32;
 const ATTEMPTS_MAX: usize = 10;
 /// Kinds whose deletion answers with the object that went, not with a Status.
 const ANSWERED_WHOLE: [&str; 8] = [
@@ -138,19 +140,25 @@ fn marked(row: &Row, live: &Object, options: &DeleteOptions, now: Timestamp) -> 
         let current = live.deletion_grace_period_seconds().unwrap_or(0);
         if grace < current {
             // Counted from when the deletion began.
-            let began = live.deletion_timestamp().unwrap_or(now) - SignedDuration::from_secs(current);
-            set_deletion(&mut next, began + SignedDuration::from_secs(grace), grace);
+            let began = later(live.deletion_timestamp().unwrap_or(now), current.saturating_neg());
+            let began = began.max(Timestamp::UNIX_EPOCH);
+            set_deletion(&mut next, later(began, grace), grace);
         }
         return Some(next);
     }
-    set_deletion(&mut next, now + SignedDuration::from_secs(grace), grace);
+    set_deletion(&mut next, later(now, grace), grace);
     if next.generation() > 0 {
-        next.set_generation(next.generation() + 1);
+        next.set_generation(next.generation().saturating_add(1));
     }
     if is_namespace {
         next.set(&["status", "phase"], "Terminating");
     }
     Some(next)
+}
+
+/// So many seconds later; the end of time when there is no such moment. Somebody else chose the number.
+fn later(at: Timestamp, seconds: i64) -> Timestamp {
+    at.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
 }
 
 fn set_deletion(object: &mut Object, at: Timestamp, grace: i64) {
@@ -173,7 +181,7 @@ fn grace_seconds(row: &Row, live: &Object, options: &DeleteOptions) -> i64 {
     // Negative means at once but not forced: a second, so that the kubelet still ends it.
     match options.grace_seconds.unwrap_or(spec) {
         negative if negative < 0 => 1,
-        seconds => seconds,
+        seconds => seconds.min(GRACE_SECONDS_MAX),
     }
 }
 
@@ -269,5 +277,14 @@ mod tests {
         check(&dying, Some(60), None, Some(("2026-01-01T00:00:30Z", 30)));
         check(&dying, Some(10), None, Some(("2026-01-01T00:00:10Z", 10)));
         check(&dying, Some(0), None, None);
+        // Numbers that nobody meant.
+        let last = rfc3339(later(now, GRACE_SECONDS_MAX));
+        let longest = Some((last.as_str(), GRACE_SECONDS_MAX));
+        check(&pod(json!({})), Some(i64::MAX), None, longest);
+        check(&pod(json!({})), Some(i64::MIN), None, Some(("2026-01-01T00:00:01Z", 1)));
+        check(&pod(json!({"spec": {"terminationGracePeriodSeconds": i64::MAX}})), None, None, longest);
+        let dying = pod(json!({"metadata": {"deletionTimestamp": "9999-12-30T22:00:00Z",
+            "deletionGracePeriodSeconds": i64::MAX}}));
+        check(&dying, Some(5), None, Some(("1970-01-01T00:00:05Z", 5)));
     }
 }

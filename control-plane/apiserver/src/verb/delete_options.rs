@@ -1,6 +1,6 @@
 //! DeleteOptions: from the body or the query, checked.
 
-use control_plane_api::{Object, Status};
+use control_plane_api::{Object, Status, schema};
 
 use super::decode::Sent;
 use crate::{behaviour, negotiate, status::Outcome, verb::Call};
@@ -28,8 +28,22 @@ impl DeleteOptions {
         } else if sent.media.essence == negotiate::PROTOBUF {
             behaviour::from_protobuf_as(&sent.bytes, "v1", "DeleteOptions")?
         } else {
-            Object::from_value(sent.value()?.0).map_err(|error| Status::bad_request(error.to_string()))?
+            let (value, _) = sent.value()?;
+            // A precondition, or a wish for a dry run, that is written in the wrong form must not be passed over.
+            let of = schema::find("meta.v1.DeleteOptions");
+            if let Some(mismatch) = of.and_then(|of| schema::check::types(of, &value).err()) {
+                let why = format!("the body cannot be handled as DeleteOptions: {mismatch}");
+                return Err(Status::bad_request(why).into());
+            }
+            Object::from_value(value).map_err(|error| Status::bad_request(error.to_string()))?
         };
+        let kind = body.kind();
+        if !matches!(kind, "" | "DeleteOptions") {
+            return Err(Status::bad_request(format!("the body must be DeleteOptions, not {kind}")).into());
+        }
+        if body.list_at(&["dryRun"]).iter().any(|one| one != "All") {
+            return Err(Status::bad_request("dryRun must be All").into());
+        }
         let text = |path: &[&str]| body.str_at(path).map(str::to_owned);
         let query = &call.query;
         let grace_seconds = match query.first("gracePeriodSeconds") {

@@ -1,10 +1,13 @@
 //! WATCH: what is there (when asked), then every change, until the time is up or the caller falls behind.
 //!
-//!     Backlog --sent--> Live --timeout, server ending, queue overrun--> Ended
+//!     Backlog --sent--> Live --timeout, server ending, queue overrun, panic--> Ended
+//!
+//! A large object leaves as the bytes that the cache holds, and an event in any other form as bytes that all watchers share: a
+//! watcher that does not read costs little more than its place.
 //!
 //! A bookmark is sent only when the queue is empty, with a revision read before it was found empty: everything up to there was sent.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use control_plane_api::{Object, Status};
@@ -20,8 +23,9 @@ use super::{respond, version};
 use crate::{
     behaviour,
     body::{Body, BoxError},
-    cache::{Cached, Notice, Start, Subscription},
+    cache::{Form, Kind, Notice, Refused, Start, Subscription},
     negotiate::{Format, Shape},
+    request::duration,
     status::Outcome,
     verb::Call,
     wire,
@@ -29,6 +33,12 @@ use crate::{
 
 /// How often a quiet watch is told how far it has come.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// A watch lasts no longer than this, whatever it asks for.
+const TIMEOUT_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Objects of this size and more are sent as they lie in the cache; smaller ones are copied into one piece with what surrounds them.
+const SHARED_BYTES_MIN: usize = 16 << 10;
+/// When to try again after too many watches.
+const RETRY_AFTER_SECONDS: u32 = 5;
 /// A watch without timeoutSeconds ends after this, and the next one starts where it stopped.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30 * 60);
 
@@ -38,7 +48,9 @@ struct Watch {
     bookmarks: bool,
     /// Send a bookmark that ends the initial events.
     mark_initial_end: bool,
-    backlog: std::vec::IntoIter<Notice>,
+    /// What is about to be sent, in order.
+    ready: VecDeque<Bytes>,
+    is_backlog_sent: bool,
     deadline: Instant,
     ticker: tokio::time::Interval,
     bookmarked: Revision,
@@ -71,11 +83,19 @@ pub(crate) async fn serve(call: &Call) -> Outcome<Response<Body>> {
             if initial == Some(true) { Start::Now } else { Start::After(Revision(wanted)) }
         }
     };
-    let expired = |wanted: u64| Status::expired(format!("too old resource version: {wanted}"));
-    let mut subscription = match collection.subscribe(filter, start) {
-        Some(subscription) => subscription,
+    // Taken before the subscription: whatever is told later than this is not in what is sent first.
+    let applied = call.kernel.cache.applied();
+    let subscription = match collection.subscribe(filter, start) {
+        Ok(subscription) => subscription,
         // The history no longer reaches back: the watch itself succeeds and says so, as clients expect.
-        None => return gone(call, &expired(wanted.unwrap_or(0))),
+        Err(Refused::Expired) => {
+            let wanted = wanted.unwrap_or(0);
+            return gone(call, &Status::expired(format!("too old resource version: {wanted}")));
+        }
+        Err(Refused::TooMany) => {
+            let why = "too many watches run; end some that are not needed, or try again later";
+            return Err(Status::too_many_requests(why, RETRY_AFTER_SECONDS).into());
+        }
     };
     let timeout = match call.query.first("timeoutSeconds") {
         Some(text) => match text.parse() {
@@ -83,43 +103,29 @@ pub(crate) async fn serve(call: &Call) -> Outcome<Response<Body>> {
             Ok(seconds) => Duration::from_secs(seconds),
             Err(_) => return Err(Status::bad_request(format!("timeoutSeconds must be a number, not {text:?}")).into()),
         },
-        None => call.query.first("timeout").and_then(duration).unwrap_or(TIMEOUT_DEFAULT),
+        None => {
+            let wanted = call.query.first("timeout").and_then(duration::parse).filter(|one| !one.is_zero());
+            wanted.unwrap_or(TIMEOUT_DEFAULT)
+        }
     };
-    let mut ticker = tokio::time::interval_at(Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
+    let now = Instant::now();
+    let after = |duration: Duration| now.checked_add(duration).unwrap_or(now);
+    let mut ticker = tokio::time::interval_at(after(BOOKMARK_EVERY), BOOKMARK_EVERY);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let watch = Watch {
         call: call.clone(),
-        backlog: std::mem::take(&mut subscription.backlog).into_iter(),
-        bookmarked: subscription.revision,
+        ready: VecDeque::new(),
+        is_backlog_sent: false,
+        // Everything up to here, whichever kind changed: the kind's own last change may lie long ago, or never have been.
+        bookmarked: subscription.revision.max(applied),
         subscription,
         bookmarks,
         mark_initial_end: initial == Some(true) && bookmarks,
-        deadline: Instant::now() + timeout,
+        deadline: after(timeout.min(TIMEOUT_MAX)),
         ticker,
         table_started: false,
     };
     Ok(stream_response(call, watch.into_stream()))
-}
-
-/// `30s`, `1m30s`: Go's way to write a duration, as the old `timeout` parameter carries it.
-fn duration(text: &str) -> Option<Duration> {
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|one: char| !one.is_ascii_digit() && one != '.')?;
-        let value: f64 = rest[..digits].parse().ok()?;
-        let unit_end = rest[digits..].find(|one: char| one.is_ascii_digit()).map_or(rest.len(), |end| digits + end);
-        let seconds = match &rest[digits..unit_end] {
-            "ms" => value / 1000.0,
-            "s" => value,
-            "m" => value * 60.0,
-            "h" => value * 3600.0,
-            _ => return None,
-        };
-        total += Duration::try_from_secs_f64(seconds).ok()?;
-        rest = &rest[unit_end..];
-    }
-    (!total.is_zero()).then_some(total)
 }
 
 fn gone(call: &Call, status: &Status) -> Outcome<Response<Body>> {
@@ -147,25 +153,54 @@ fn stream_response(
 
 impl Watch {
     fn into_stream(self) -> impl futures::Stream<Item = Result<Bytes, BoxError>> + Send + 'static {
-        stream::unfold(self, |mut watch| async move {
-            let frame = watch.next().await?;
-            Some((frame, watch))
+        stream::unfold(Some(self), |watch| async move {
+            let mut watch = watch?;
+            let kernel = Arc::clone(&watch.call.kernel);
+            let subject = watch.call.row.resource;
+            let frame = kernel.walls.around("watch", subject, async move {
+                let frame = watch.next().await;
+                (frame, watch)
+            });
+            match frame.await {
+                Ok((frame, watch)) => Some((frame?, Some(watch))),
+                // It ends alone; the caller begins again.
+                Err(panicked) => Some((Err(Box::new(panicked) as BoxError), None)),
+            }
         })
     }
 
-    async fn next(&mut self) -> Option<Result<Bytes, BoxError>> {
-        if self.backlog.len() > 0 {
-            // What is there goes out in large pieces, not an object at a time.
-            const PIECE_BYTES: usize = 64 << 10;
-            let mut piece = BytesMut::new();
-            while piece.len() < PIECE_BYTES {
-                let Some(notice) = self.backlog.next() else { break };
-                match self.frame(&notice) {
-                    Ok(frame) => piece.put_slice(&frame),
-                    Err(error) => return Some(Err(error)),
+    /// What is there goes out in large pieces, not an object at a time; `false` when there is no more of it.
+    fn fill_from_backlog(&mut self) -> Result<bool, BoxError> {
+        const PIECE_BYTES: usize = 64 << 10;
+        let mut piece = BytesMut::new();
+        while piece.len() < PIECE_BYTES && self.ready.is_empty() {
+            let Some(notice) = self.subscription.receiver.next_of_backlog() else { break };
+            let mut frames = self.frames(&notice)?;
+            match (frames.len(), frames.pop_front()) {
+                (1, Some(only)) if only.len() < SHARED_BYTES_MIN => piece.put_slice(&only),
+                (_, Some(first)) => {
+                    self.ready.push_back(first);
+                    self.ready.append(&mut frames);
                 }
+                _ => {}
             }
-            return Some(Ok(piece.freeze()));
+        }
+        if !piece.is_empty() {
+            self.ready.push_front(piece.freeze());
+        }
+        Ok(!self.ready.is_empty())
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes, BoxError>> {
+        if let Some(bytes) = self.ready.pop_front() {
+            return Some(Ok(bytes));
+        }
+        if !self.is_backlog_sent {
+            match self.fill_from_backlog() {
+                Ok(true) => return self.ready.pop_front().map(Ok),
+                Ok(false) => self.is_backlog_sent = true,
+                Err(error) => return Some(Err(error)),
+            }
         }
         if std::mem::take(&mut self.mark_initial_end) {
             return Some(self.bookmark(self.bookmarked, true));
@@ -178,7 +213,11 @@ impl Watch {
                 notice = self.subscription.receiver.recv() => {
                     // None: the cache dropped a watcher that did not keep up. The caller starts again from its last revision.
                     let notice = notice?;
-                    return Some(self.frame(&notice));
+                    match self.frames(&notice) {
+                        Ok(frames) => self.ready = frames,
+                        Err(error) => return Some(Err(error)),
+                    }
+                    return self.ready.pop_front().map(Ok);
                 }
                 _ = self.ticker.tick(), if self.bookmarks => {
                     let applied = self.call.kernel.cache.applied();
@@ -200,29 +239,39 @@ impl Watch {
         }
     }
 
-    fn frame(&mut self, notice: &Notice) -> Result<Bytes, BoxError> {
-        let (kind, cached, bytes) = match notice {
-            Notice::Added(cached) => ("ADDED", cached, cached.bytes.clone()),
-            Notice::Modified(cached) => ("MODIFIED", cached, cached.bytes.clone()),
-            Notice::Deleted(cached, at) => ("DELETED", cached, wire::reserved(&cached.bytes, *at)),
-        };
+    /// The bytes of one event, in as many parts as share them best.
+    fn frames(&mut self, notice: &Notice) -> Result<VecDeque<Bytes>, BoxError> {
         if respond::is_plain(&self.call) {
-            let mut out = BytesMut::with_capacity(bytes.len() + 40);
-            out.put_slice(b"{\"type\":\"");
-            out.put_slice(kind.as_bytes());
-            out.put_slice(b"\",\"object\":");
-            out.put_slice(&bytes);
-            out.put_slice(b"}\n");
-            return Ok(out.freeze());
+            return Ok(plain_frames(notice));
         }
-        let object = self.object(cached, notice);
-        let value = self.shaped(&object).map_err(|failure| Box::new(failure.0) as BoxError)?;
-        event_frame(&self.call, kind, value).map_err(|failure| Box::new(failure.0) as BoxError)
+        // The first table carries the columns; it is this watcher's own.
+        let shared = self.call.accept.shape != Shape::Table || self.table_started;
+        let frame = match notice.encoded.clone().filter(|_| shared) {
+            Some(encoded) => {
+                let form = self.form(notice.kind);
+                encoded.get_or_make(form, || self.frame(notice))?
+            }
+            None => self.frame(notice)?,
+        };
+        Ok([frame].into())
     }
 
-    fn object(&self, cached: &Arc<Cached>, notice: &Notice) -> Object {
-        let mut object = behaviour::from_storage(self.call.row, cached.object());
-        if let Notice::Deleted(_, at) = notice {
+    fn form(&self, kind: Kind) -> Form {
+        let Call { row, accept, query, .. } = &self.call;
+        let include = query.first("includeObject").unwrap_or("");
+        let name = format!("{:?} {:?} {} {} {include}", accept.format, accept.shape, accept.pretty, row.api_version());
+        Form { kind, name }
+    }
+
+    fn frame(&mut self, notice: &Notice) -> Result<Bytes, BoxError> {
+        let object = self.object(notice);
+        let value = self.shaped(&object).map_err(|failure| Box::new(failure.0) as BoxError)?;
+        event_frame(&self.call, notice.kind.as_str(), value).map_err(|failure| Box::new(failure.0) as BoxError)
+    }
+
+    fn object(&self, notice: &Notice) -> Object {
+        let mut object = behaviour::from_storage(self.call.row, notice.cached.object());
+        if let Kind::Deleted(at) = notice.kind {
             object.set_resource_version(at.0);
         }
         object
@@ -262,6 +311,32 @@ impl Watch {
     }
 }
 
+/// An event of the cached bytes themselves. Small ones are copied into one piece; of large ones only what surrounds them is new.
+fn plain_frames(notice: &Notice) -> VecDeque<Bytes> {
+    let deleted = |at: Revision| wire::reserved(&notice.cached.bytes, at);
+    let bytes = match (notice.kind, &notice.encoded) {
+        (Kind::Added | Kind::Modified, _) => notice.cached.bytes.clone(),
+        (Kind::Deleted(at), None) => deleted(at),
+        (Kind::Deleted(at), Some(encoded)) => {
+            let form = Form { kind: notice.kind, name: "object".to_owned() };
+            let made = encoded.get_or_make(form, || Ok::<_, std::convert::Infallible>(deleted(at)));
+            match made {
+                Ok(bytes) => bytes,
+                Err(never) => match never {},
+            }
+        }
+    };
+    let head = format!("{{\"type\":\"{}\",\"object\":", notice.kind.as_str());
+    if bytes.len() >= SHARED_BYTES_MIN {
+        return [Bytes::from(head), bytes, Bytes::from_static(b"}\n")].into();
+    }
+    let mut out = BytesMut::with_capacity(bytes.len() + 48);
+    out.put_slice(head.as_bytes());
+    out.put_slice(&bytes);
+    out.put_slice(b"}\n");
+    [out.freeze()].into()
+}
+
 /// One event in the caller's framing: a line of JSON, or a length and a protobuf WatchEvent.
 fn event_frame(call: &Call, kind: &str, object: Value) -> Outcome<Bytes> {
     if call.accept.format == Format::Protobuf && call.accept.shape != Shape::Table {
@@ -270,22 +345,4 @@ fn event_frame(call: &Call, kind: &str, object: Value) -> Outcome<Bytes> {
     let mut bytes = serde_json::to_vec(&json!({"type": kind, "object": object})).expect("JSON values always encode");
     bytes.push(b'\n');
     Ok(Bytes::from(bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_as_go_writes_them() {
-        let check = |text: &str, expect: Option<u64>| {
-            assert_eq!(duration(text).map(|one| u64::try_from(one.as_millis()).unwrap()), expect, "{text}");
-        };
-        check("2s", Some(2000));
-        check("1m30s", Some(90_000));
-        check("1.5h", Some(5_400_000));
-        check("200ms", Some(200));
-        check("0", None);
-        check("x", None);
-    }
 }

@@ -336,3 +336,85 @@ async fn what_is_not_acted_on_is_kept_and_told() {
     let told = caller.send("PATCH", &format!("{uri}/d"), &merge, patch).await;
     assert!(told.headers()[header::WARNING].to_str().unwrap().contains("spec.hostnameOverride: kept"));
 }
+
+#[tokio::test]
+async fn numbers_and_forms_that_nobody_meant_are_answered() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    caller.json("POST", "/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+    let pod = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}})
+    };
+    let pods = "/api/v1/namespaces/default/pods";
+    for name in ["a", "b", "c"] {
+        assert_eq!(caller.json("POST", pods, pod(name)).await.0, 201);
+    }
+    for (method, uri, body, expect) in [
+        ("GET", format!("{MAPS}?watch=1&timeoutSeconds={}", u64::MAX), Value::Null, 200),
+        ("GET", format!("{MAPS}?watch=1&timeoutSeconds=-1"), Value::Null, 400),
+        ("GET", format!("{MAPS}?watch=1&timeout={}h", u64::MAX), Value::Null, 200),
+        ("GET", format!("{MAPS}?limit={}", u64::MAX), Value::Null, 200),
+        ("GET", format!("{MAPS}?timeout=invalid"), Value::Null, 400),
+        ("GET", format!("{MAPS}?timeout=0s"), Value::Null, 200),
+        ("GET", format!("{MAPS}?timeout=1h"), Value::Null, 200),
+        ("DELETE", format!("{pods}/a?timeout=invalid"), Value::Null, 400),
+        ("DELETE", format!("{pods}/a?gracePeriodSeconds={}", i64::MAX), Value::Null, 200),
+        ("DELETE", format!("{pods}/b"), json!({"gracePeriodSeconds": i64::MIN}), 200),
+        // A wish that is not understood is not passed over.
+        ("DELETE", format!("{pods}/c"), json!({"preconditions": {"uid": 5}}), 400),
+        ("DELETE", format!("{pods}/c"), json!({"dryRun": "All"}), 400),
+        ("DELETE", format!("{pods}/c"), json!({"dryRun": ["Some"]}), 400),
+        ("DELETE", format!("{pods}/c"), json!({"kind": "Pod", "apiVersion": "v1"}), 400),
+        ("GET", format!("{pods}/c"), Value::Null, 200),
+    ] {
+        let bytes = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let answer = caller.send(method, &uri, &[("content-type", "application/json")], bytes).await;
+        assert_eq!(answer.status().as_u16(), expect, "{method} {uri} {body}");
+    }
+    let (_, pod) = caller.get(&format!("{pods}/a")).await;
+    assert_eq!(pod["metadata"]["deletionGracePeriodSeconds"], 1_i64 << 32, "{pod}");
+    assert!(pod["metadata"]["deletionTimestamp"].as_str().unwrap().starts_with("21"), "{pod}");
+}
+
+#[tokio::test]
+async fn a_streamed_list_of_nothing_tells_how_far_it_is() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    let (_, made) = caller.json("POST", MAPS, map("m")).await;
+    let newest: u64 = made["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+    let watch =
+        "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=1";
+    let uri = format!("/apis/batch/v1/namespaces/default/jobs?{watch}");
+    let told = caller.send("GET", &uri, NONE, Vec::new()).await.into_body().collect().await.unwrap().to_bytes();
+    let bookmark: Value = serde_json::from_slice(told.split(|byte| *byte == b'\n').next().unwrap()).unwrap();
+    assert_eq!(bookmark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true", "{bookmark}");
+    let told: u64 = bookmark["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+    assert!(told >= newest, "{told} {newest}");
+}
+
+#[tokio::test]
+async fn what_happens_is_counted_under_the_names_that_dashboards_know() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    caller.get(MAPS).await;
+    let watch = caller.send("GET", &format!("{MAPS}?watch=1"), NONE, Vec::new()).await;
+    let mut nobody = Caller::as_user(&server, User::new("nobody", &[]));
+    assert_eq!(nobody.get("/api/v1/secrets").await.0, 403);
+    let text = caller.send("GET", "/metrics", NONE, Vec::new()).await.into_body().collect().await.unwrap().to_bytes();
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    for line in [
+        "apiserver_request_total{code=\"200\",dry_run=\"\",component=\"apiserver\",group=\"\",resource=\"configmaps\",scope=\"namespace\",subresource=\"\",verb=\"LIST\",version=\"v1\"} 1\n",
+        "# TYPE apiserver_request_duration_seconds histogram\n",
+        "apiserver_current_inflight_requests{request_kind=\"readOnly\"} 0\n",
+        "apiserver_registered_watchers{group=\"\",kind=\"ConfigMap\",version=\"v1\"} 1\n",
+        "apiserver_storage_objects{resource=\"namespaces\"} 4\n",
+        "apiserver_storage_size_bytes{",
+        "authentication_attempts{result=\"success\"} ",
+        "authorization_attempts_total{result=\"denied\"} 1\n",
+        "process_resident_memory_bytes ",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    drop(watch);
+}
