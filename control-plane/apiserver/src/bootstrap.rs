@@ -65,9 +65,8 @@ pub(crate) async fn keep(kernel: Arc<Kernel>) {
         kernel.cache.of(group, resource).is_some_and(|all| all.get("default", "kubernetes").is_some())
     };
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(KEEP_INTERVAL) => {}
-            () = kernel.shutdown.cancelled() => return,
+        if tokio::time::timeout(KEEP_INTERVAL, kernel.shutdown.cancelled()).await.is_ok() {
+            return;
         }
         let parts = [("", "services"), ("", "endpoints"), ("discovery.k8s.io", "endpointslices")];
         if parts.iter().all(|(group, resource)| is_there(group, resource)) {

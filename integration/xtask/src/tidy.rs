@@ -5,6 +5,7 @@
 
 mod arrows;
 mod fields;
+mod select;
 mod source;
 
 use std::path::Path;

@@ -56,6 +56,11 @@ fn check_file(path: &Path, text: &str) -> Vec<String> {
     if !is_in(path, &KERNEL_ROOMS) && has_code(shipped(text), &["unsafe", " {"].concat()) {
         report("`unsafe` stands only in runtime/linux and cni/netlink".into());
     }
+    for line in super::select::sleeping_arms(text) {
+        report(format!(
+            "line {line}: a `sleep` made in an arm of `select!` begins again whenever another arm wins; use an interval, `sleep_until` or `timeout`"
+        ));
+    }
     if !is_in(path, &PROOF_ROOMS) && !is_test(path) {
         for program in HELPER_PROGRAMS {
             if has_code(shipped(text), &format!("Command::new(\"{program}\")")) {
@@ -120,5 +125,7 @@ mod tests {
         check("cni/services/src/lib.rs", "//! x\nfn f() { Command::new(\"nft\"); }\n", &["no helper program"]);
         check("cni/plugin/tests/it/main.rs", "//! x\nfn f() { Command::new(\"ip\"); }\n", &[]);
         check("runtime/cri-api/src/v1.rs", "// @generated\n", &[]);
+        let arm = ["//! x\nfn f() { select! { () = sl", "eep(PAUSE) => {} } }\n"].concat();
+        check("kubelet/src/lib.rs", &arm, &["line 2"]);
     }
 }
