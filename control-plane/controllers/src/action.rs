@@ -81,7 +81,7 @@ pub enum Action {
         how: Propagation,
         announce: Option<Announcement>,
     },
-    /// A delete of whatever kind: the garbage collector's and the namespace controller's.
+    /// A delete of whatever kind: the garbage collector's.
     DeleteAny {
         resource: Box<ApiResource>,
         namespace: String,
@@ -96,16 +96,14 @@ pub enum Action {
         name: String,
         patch: Value,
     },
-    /// All objects of one kind in a namespace.
-    DeleteCollection {
-        resource: Box<ApiResource>,
-        namespace: String,
-    },
-    /// PUT of a namespace's `/finalize`, if none of these kinds is left in it.
-    Finalize {
+    /// One sweep of a namespace that ends; see `namespace::empty`.
+    EmptyNamespace {
         name: String,
-        body: Value,
-        only_if_empty: Vec<ApiResource>,
+    },
+    /// The lists beside each other, the actions of a list one after the other; none if the API server knows the node.
+    UnlessNodeExists {
+        node: String,
+        then: Vec<Vec<Action>>,
     },
     Event {
         regarding: Box<ObjectReference>,

@@ -10,12 +10,13 @@
 
 mod annotation;
 mod hash;
+mod normal;
 mod scale;
 mod status;
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 
 use crate::action::{Action, Announcement, Part, Plan, Propagation};
 use crate::cache::Key;
+use crate::clock::after;
 use crate::kind::Kind;
 use crate::replica_set::{controller_of, matches, nulled};
 use crate::runner::Controller;
@@ -120,6 +122,46 @@ impl Observed<'_> {
     }
 }
 
+/// The longest that a set waits for collisions of names, upstream's limit for a failing key.
+const COLLISION_DELAY_MAX: SignedDuration = SignedDuration::from_secs(1000);
+
+impl Observed<'_> {
+    pub(crate) fn collisions(&self) -> i32 {
+        self.deployment.status.as_ref().and_then(|status| status.collision_count).unwrap_or(0).max(0)
+    }
+
+    /// The name of a new set. The same template has the same one, until a different set is found to have it.
+    fn new_name(&self) -> String {
+        format!("{}-{}", self.deployment.name_any(), hash::of_template(&self.spec.template, self.collisions()))
+    }
+
+    /// Another set, of a different template, has the name of the new one: by a hash collision, or by somebody's hand.
+    pub(crate) fn collides(&self) -> bool {
+        // A name costs the template's normal form, and is wanted only where a set is.
+        if self.new.is_some() || self.deployment.metadata.deletion_timestamp.is_some() {
+            return false;
+        }
+        let name = self.new_name();
+        self.sets.iter().any(|set| set.metadata.name.as_deref() == Some(name.as_str()))
+    }
+
+    /// When a new set may be made, `None` while its name is taken. After each collision a set waits twice as long after the
+    /// one before it: should two forms of one template ever be taken for two templates, that makes a few sets, not a flood.
+    fn may_create_at(&self) -> Option<Timestamp> {
+        if self.collides() {
+            return None;
+        }
+        let newest = self.all().filter_map(|set| set.creation_timestamp()).map(|time| time.0).max();
+        Some(match (self.collisions(), newest) {
+            (0, _) | (_, None) => Timestamp::MIN,
+            (count, Some(newest)) => {
+                let factor = 1i32.checked_shl(count.unsigned_abs().saturating_sub(1).min(16)).unwrap_or(i32::MAX);
+                after(newest, SignedDuration::from_secs(1).saturating_mul(factor).min(COLLISION_DELAY_MAX))
+            }
+        })
+    }
+}
+
 /// A number, or a percentage of `total` rounded up or down.
 pub(crate) fn share(value: &IntOrString, total: i32, up: bool) -> i32 {
     match value {
@@ -160,7 +202,7 @@ fn plan(
     if !is_leaving {
         let revision = annotation::next_revision(&observed);
         plan.actions.extend(annotation::record(&observed, revision));
-        plan.actions.extend(steps(&observed, revision));
+        steps(&observed, revision, now, &mut plan);
     }
     status::update(&observed, now, &mut plan);
     plan
@@ -194,43 +236,43 @@ fn own(
 
 /// The set that has the deployment's template, and the others.
 fn split(spec: &DeploymentSpec, mut owned: Vec<Arc<ReplicaSet>>) -> (Option<Arc<ReplicaSet>>, Vec<Arc<ReplicaSet>>) {
-    let new = owned.iter().position(|set| has_template(set, &spec.template));
+    let new = same_text(spec, &owned).or_else(|| same_meaning(spec, &owned));
     (new.map(|index| owned.remove(index)), owned)
 }
 
-/// Equal but for the label that tells a set's pods apart.
-fn has_template(set: &ReplicaSet, template: &PodTemplateSpec) -> bool {
-    let Some(mut own) = set.spec.as_ref().and_then(|spec| spec.template.clone()) else { return false };
-    let mut wanted = template.clone();
-    for template in [&mut own, &mut wanted] {
-        if let Some(metadata) = &mut template.metadata {
-            if let Some(labels) = &mut metadata.labels {
-                labels.remove(HASH_LABEL);
-            }
-            // The API server keeps the field that a client may send as null.
-            metadata.creation_timestamp = None;
-        }
-    }
-    let normal = |template: &PodTemplateSpec| serde_json::to_value(template).ok();
-    normal(&own) == normal(&wanted)
+/// The usual case, and the cheap one.
+fn same_text(spec: &DeploymentSpec, owned: &[Arc<ReplicaSet>]) -> Option<usize> {
+    let wanted = normal::stripped(&spec.template);
+    owned.iter().position(|set| template_of(set).is_some_and(|own| normal::stripped(own) == wanted))
 }
 
-fn steps(observed: &Observed<'_>, revision: i64) -> Vec<Action> {
-    if observed.spec.paused == Some(true) {
-        return scale::proportionally(observed);
-    }
-    if annotation::was_scaled(observed) {
-        return scale::proportionally(observed);
+fn same_meaning(spec: &DeploymentSpec, owned: &[Arc<ReplicaSet>]) -> Option<usize> {
+    let wanted = normal::form(&spec.template);
+    owned.iter().position(|set| template_of(set).is_some_and(|own| normal::form(own) == wanted))
+}
+
+fn template_of(set: &ReplicaSet) -> Option<&PodTemplateSpec> {
+    set.spec.as_ref()?.template.as_ref()
+}
+
+fn steps(observed: &Observed<'_>, revision: i64, now: Timestamp, plan: &mut Plan) {
+    if observed.spec.paused == Some(true) || annotation::was_scaled(observed) {
+        plan.actions.extend(scale::proportionally(observed));
+        return;
     }
     let steps = if observed.is_rolling() { scale::rolling(observed) } else { scale::recreate(observed) };
-    let mut actions = match steps {
-        scale::Steps::Create { replicas } => vec![create_set(observed, revision, replicas)],
-        scale::Steps::Resize(resizes) => resizes,
-    };
-    if status::is_complete(observed) {
-        actions.extend(surplus_history(observed));
+    match steps {
+        scale::Steps::Create { replicas } => match observed.may_create_at() {
+            Some(time) if time > now => plan.look_again_at(time),
+            Some(_) => plan.push(create_set(observed, revision, replicas)),
+            // The status says so, and the next plan takes the next name.
+            None => {}
+        },
+        scale::Steps::Resize(resizes) => plan.actions.extend(resizes),
     }
-    actions
+    if status::is_complete(observed) {
+        plan.actions.extend(surplus_history(observed));
+    }
 }
 
 /// Old, empty sets beyond `revisionHistoryLimit`, oldest first.
@@ -266,13 +308,7 @@ fn owner(deployment: &Deployment) -> Value {
 
 fn create_set(observed: &Observed<'_>, revision: i64, replicas: i32) -> Action {
     let (deployment, spec) = (observed.deployment, observed.spec);
-    // Another set, of a different template, may have the name: by a hash collision or by somebody's hand.
-    let is_free = |hash: &String| {
-        let name = format!("{}-{hash}", deployment.name_any());
-        !observed.sets.iter().any(|set| set.name_any() == name)
-    };
-    let mut hashes = (0..).map(|collisions| hash::of_template(&spec.template, collisions));
-    let hash = hashes.find(is_free).expect("finitely many sets take finitely many names");
+    let hash = hash::of_template(&spec.template, observed.collisions());
     let with_hash = |mut labels: Value| {
         if !labels.is_object() {
             labels = json!({});
@@ -287,7 +323,7 @@ fn create_set(observed: &Observed<'_>, revision: i64, replicas: i32) -> Action {
     selector["matchLabels"] = with_hash(selector["matchLabels"].clone());
     let body = json!({
         "metadata": {
-            "name": format!("{}-{hash}", deployment.name_any()),
+            "name": observed.new_name(),
             "labels": labels,
             "annotations": annotation::of_new_set(observed, revision),
             "ownerReferences": [owner(deployment)],

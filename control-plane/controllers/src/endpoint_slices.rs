@@ -19,8 +19,8 @@ use crate::service_endpoints::{Backend, Port, groups, has_selector, is_headless,
 use crate::world::{Changed, World};
 
 const ENDPOINTS_MAX: usize = 100;
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -62,7 +62,7 @@ fn zone_of(node: Option<&Node>) -> Option<String> {
 }
 
 /// Slices of one kind of address and one list of ports share their endpoints between them.
-type Group = (&'static str, Vec<Port>);
+pub(crate) type Group = (&'static str, Vec<Port>);
 
 fn plan(
     service: &Service,
@@ -126,7 +126,7 @@ fn endpoint(backend: &Backend, family: &str, zone: &dyn Fn(&str) -> Option<Strin
     serde_json::from_value(value).ok()
 }
 
-fn group_of(slice: &EndpointSlice) -> Option<Group> {
+pub(crate) fn group_of(slice: &EndpointSlice) -> Option<Group> {
     let family = match slice.address_type.as_str() {
         "IPv4" => "IPv4",
         "IPv6" => "IPv6",
@@ -205,10 +205,6 @@ fn has_labels(service: &Service, slice: &EndpointSlice) -> bool {
 }
 
 fn create(service: &Service, (family, ports): &Group, endpoints: &[Endpoint]) -> Action {
-    let ports: Vec<Value> = ports
-        .iter()
-        .map(|port| json!({"name": port.name, "protocol": port.protocol, "port": port.number, "appProtocol": port.app_protocol}))
-        .collect();
     let body = json!({
         "metadata": {
             "generateName": format!("{}-", service.name_any()),
@@ -220,7 +216,7 @@ fn create(service: &Service, (family, ports): &Group, endpoints: &[Endpoint]) ->
         },
         "addressType": family,
         "endpoints": endpoints,
-        "ports": ports,
+        "ports": ports_of(ports),
     });
     Action::Create {
         kind: Kind::EndpointSlice,
@@ -228,6 +224,11 @@ fn create(service: &Service, (family, ports): &Group, endpoints: &[Endpoint]) ->
         body,
         announce: None,
     }
+}
+
+pub(crate) fn ports_of(ports: &[Port]) -> Vec<Value> {
+    let port = |port: &Port| json!({"name": port.name, "protocol": port.protocol, "port": port.number, "appProtocol": port.app_protocol});
+    ports.iter().map(port).collect()
 }
 
 fn update(service: &Service, slice: &EndpointSlice, endpoints: &[Endpoint]) -> Action {
@@ -245,7 +246,7 @@ fn update(service: &Service, slice: &EndpointSlice, endpoints: &[Endpoint]) -> A
     }
 }
 
-fn delete(slice: &EndpointSlice) -> Action {
+pub(crate) fn delete(slice: &EndpointSlice) -> Action {
     Action::Delete {
         kind: Kind::EndpointSlice,
         namespace: slice.namespace().unwrap_or_default(),

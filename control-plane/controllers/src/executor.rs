@@ -6,13 +6,14 @@ use std::time::Duration;
 use futures::stream::{self, StreamExt};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{
-    Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
-    PropagationPolicy,
+    Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
 };
 use serde_json::Value;
 use tracing::{debug, warn};
 
 use crate::action::{Action, Announcement, Part, Propagation};
+use crate::kind::Kind;
+use crate::namespace;
 use crate::recorder::{Recorder, Saying};
 use crate::world::World;
 
@@ -30,14 +31,20 @@ pub(crate) enum Error {
     Api { verb: &'static str, what: String, source: kube::Error },
     #[error("an action took longer than {} s", ACTION_MAX.as_secs())]
     Late,
-    #[error("namespace {namespace} still has {kind}")]
-    NotEmpty { namespace: String, kind: String },
+    #[error(transparent)]
+    Namespace(#[from] namespace::empty::Error),
 }
 
 impl Error {
-    /// Somebody else wrote first, which is how writers without locks meet: nothing is wrong, the next plan sees it.
-    pub(crate) fn is_conflict(&self) -> bool {
-        matches!(self, Self::Refused { status, .. } if status.code == 409)
+    /// Nothing is wrong, the next plan sees what is there: somebody else wrote first, which is how writers without locks
+    /// meet, or what was begun takes its time.
+    pub(crate) fn is_expected(&self) -> bool {
+        use namespace::empty::Error::{Conflict, Remains};
+        match self {
+            Self::Refused { status, .. } => status.code == 409,
+            Self::Namespace(error) => matches!(error, Remains { .. } | Conflict),
+            Self::Api { .. } | Self::Late => false,
+        }
     }
 
     fn new(verb: &'static str, what: String, error: kube::Error) -> Self {
@@ -133,20 +140,8 @@ impl Executor {
                 let result = self.patch(&resource, &namespace, &name, Part::Whole, patch).await;
                 self.settle("patch", &resource, &name, result.map(drop))
             }
-            Action::DeleteCollection { resource, namespace } => {
-                let api = self.api(&resource, &namespace);
-                let result = api.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
-                self.settle("delete all", &resource, &namespace, result.map(drop))
-            }
-            Action::Finalize { name, body, only_if_empty } => {
-                for content in &only_if_empty {
-                    self.check_empty(content, &name).await?;
-                }
-                let resource = crate::kind::Kind::Namespace.resource();
-                let result =
-                    self.api(&resource, "").replace_subresource("finalize", &name, &PostParams::default(), &body).await;
-                self.settle("finalize", &resource, &name, result.map(drop))
-            }
+            Action::EmptyNamespace { name } => Ok(namespace::empty::run(&self.client, &name).await?),
+            Action::UnlessNodeExists { node, then } => self.unless_node_exists(&node, then).await,
             Action::Event { regarding, is_warning, reason, note } => {
                 self.publish(&regarding, is_warning, reason, note).await;
                 Ok(())
@@ -228,13 +223,22 @@ impl Executor {
         Ok(deleted.left().filter(|object| object.metadata.deletion_timestamp.is_some()))
     }
 
-    async fn check_empty(&self, content: &ApiResource, namespace: &str) -> Result<(), Error> {
-        let listed = self.api(content, namespace).list_metadata(&ListParams::default().limit(1)).await;
-        match listed {
-            Ok(list) if list.items.is_empty() => Ok(()),
-            Ok(_) => Err(Error::NotEmpty { namespace: namespace.into(), kind: content.plural.clone() }),
-            Err(error) => Err(Error::new("list", format!("{} in {namespace}", content.plural), error)),
+    /// Asks the API server, not the cache: what follows cannot be taken back.
+    async fn unless_node_exists(&self, node: &str, then: Vec<Vec<Action>>) -> Result<(), Error> {
+        let found = self.api(&Kind::Node.resource(), "").get_metadata_opt(node).await;
+        if found.map_err(|error| Error::new("get", format!("nodes {node}"), error))?.is_some() {
+            return Ok(());
         }
+        let in_order = async |actions: Vec<Action>| {
+            let mut outcome = Ok(());
+            for action in actions {
+                // The last one counts: what comes before it only says why.
+                outcome = Box::pin(self.in_time(action)).await;
+            }
+            outcome
+        };
+        let results = stream::iter(then).map(in_order).buffered(CONCURRENT_MAX);
+        results.fold(Ok(()), async |all, one| all.and(one)).await
     }
 
     async fn announce(

@@ -183,7 +183,7 @@ impl Collector {
             None => true,
             Some(Step::Act(actions)) => {
                 let errors = self.executor.run(actions).await;
-                if let Some(first) = errors.iter().find(|error| !error.is_conflict()) {
+                if let Some(first) = errors.iter().find(|error| !error.is_expected()) {
                     let others = errors.len().saturating_sub(1);
                     warn!(uid, others, error = first as &dyn std::error::Error, "collecting failed; it is tried again");
                 }

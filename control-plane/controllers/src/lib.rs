@@ -26,8 +26,10 @@ mod world;
 mod cluster_role;
 mod deployment;
 mod disruption;
+mod endpoint_slice_mirroring;
 mod endpoint_slices;
 mod endpoints;
+mod event_expiry;
 mod garbage;
 mod namespace;
 mod node;
@@ -37,6 +39,7 @@ mod service_endpoints;
 
 use std::net::Ipv4Addr;
 
+use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 
 pub use action::{Action, Plan};
@@ -51,15 +54,21 @@ pub struct Config {
     pub cluster_cidr: (Ipv4Addr, u8),
     /// Prefix length of each node's part of it.
     pub node_prefix: u8,
+    /// How long an event is kept after it was last written.
+    pub event_ttl: SignedDuration,
 }
+
+/// Upstream's default.
+pub const EVENT_TTL: SignedDuration = SignedDuration::from_hours(1);
 
 impl std::fmt::Debug for Config {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { cluster_cidr, node_prefix, .. } = self;
+        let Self { cluster_cidr, node_prefix, event_ttl, .. } = self;
         formatter
             .debug_struct("Config")
             .field("cluster_cidr", cluster_cidr)
             .field("node_prefix", node_prefix)
+            .field("event_ttl", event_ttl)
             .finish_non_exhaustive()
     }
 }

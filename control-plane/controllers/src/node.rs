@@ -4,11 +4,12 @@
 //!   lease renewed ─> heard of ── silent for 40 s ─> conditions Unknown ─> taints ─> pods not Ready ─> evicted as they tolerate
 //!                        ^                                                                  │
 //!                        └──────────────── lease renewed, kubelet says Ready ───────────────┘
-//!   node deleted ─> its pods are deleted at once: nobody is left to end them
+//!   node deleted ─> gone for 40 s, and the API server confirms it ─> its pods are deleted: nobody is left to end them
 //! ```
 //! Silence is measured from when a renewal was *seen*, so that the clocks of nodes do not matter.
 
 mod eviction;
+mod orphans;
 mod pod_cidr;
 mod taints;
 
@@ -40,6 +41,8 @@ pub(crate) struct Nodes {
     pub node_prefix: u8,
     /// When the latest renewal of each node was first seen. After a restart every node gets its 40 seconds anew.
     pub heard: Mutex<HashMap<String, (Option<MicroTime>, Timestamp)>>,
+    /// When each node that pods are bound to was first found missing; likewise.
+    pub missing: Mutex<HashMap<String, Timestamp>>,
 }
 
 impl Controller for Nodes {
@@ -61,8 +64,16 @@ impl Controller for Nodes {
         let pods: Vec<Arc<Pod>> =
             world.pods.all().into_iter().filter(|pod| node_of(pod) == Some(key.name.as_str())).collect();
         let Some(node) = world.nodes.get(key) else {
-            return pods.iter().map(|pod| delete(pod, Propagation::Now)).collect::<Vec<_>>().into();
+            self.heard.lock().unwrap_or_else(PoisonError::into_inner).remove(&key.name);
+            let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+            if pods.is_empty() {
+                missing.remove(&key.name);
+                return Plan::default();
+            }
+            let since = *missing.entry(key.name.clone()).or_insert(now);
+            return orphans::plan(&key.name, &pods, since, now);
         };
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).remove(&key.name);
         let renewed = world.leases.get(&Key::new(LEASE_NAMESPACE, &key.name));
         let renewed = renewed.and_then(|lease| lease.spec.as_ref()?.renew_time.clone());
         let is_new = !self.heard.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key.name);

@@ -23,7 +23,8 @@ use crate::panics;
 use crate::queue::Queue;
 use crate::world::{Cached, Changed, Listener, World, follow};
 use crate::{
-    cluster_role, deployment, disruption, endpoint_slices, endpoints, namespace, node, replica_set, service_account,
+    cluster_role, deployment, disruption, endpoint_slice_mirroring, endpoint_slices, endpoints, event_expiry,
+    namespace, node, replica_set, service_account,
 };
 
 /// One controller: which keys a change concerns, and what to do about a key.
@@ -47,6 +48,7 @@ pub(crate) async fn run(config: Config) -> Result<(), crate::Error> {
     fleet.add(replica_set::ReplicaSets);
     fleet.add(endpoint_slices::EndpointSlices);
     fleet.add(endpoints::EndpointsOfServices);
+    fleet.add(endpoint_slice_mirroring::EndpointSliceMirroring);
     fleet.add(disruption::Disruptions);
     fleet.add(cluster_role::ClusterRoles);
     fleet.add(service_account::ServiceAccounts { root_ca: config.root_ca });
@@ -54,8 +56,9 @@ pub(crate) async fn run(config: Config) -> Result<(), crate::Error> {
         cluster_cidr: config.cluster_cidr,
         node_prefix: config.node_prefix,
         heard: Mutex::default(),
+        missing: Mutex::default(),
     });
-    let namespaces = fleet.add(namespace::Namespaces { graph: Arc::clone(&graph), swept: Mutex::default() });
+    let namespaces = fleet.add(namespace::Namespaces);
     let Fleet { listeners, ready, .. } = fleet;
     world.listen(listeners);
 
@@ -75,6 +78,7 @@ pub(crate) async fn run(config: Config) -> Result<(), crate::Error> {
     tokio::select! {
         (error, ..) = watching => Err(error),
         error = garbage::run(client.clone(), graph, namespaces) => Err(error),
+        never = event_expiry::run(client.clone(), config.event_ttl) => match never {},
         Some(Err(error)) = tasks.join_next() => Err(crate::Error::Controller(error)),
     }
 }
@@ -144,11 +148,11 @@ impl<C: Controller> Work<C> {
     /// One key, behind a wall: whatever its plan or its execution does, it is this key's failure.
     async fn one(&self, key: Key) {
         match panics::caught(self.attempt(&key)).await {
-            Ok(errors) if errors.iter().all(Error::is_conflict) && !errors.is_empty() => {
-                debug!(controller = C::NAME, %key, "somebody wrote first; it is planned again");
+            Ok(errors) if errors.iter().all(Error::is_expected) && !errors.is_empty() => {
+                debug!(controller = C::NAME, %key, "not done yet; it is planned again");
                 self.queue.push_after_failure(key.clone(), Instant::now());
             }
-            Ok(errors) => match errors.iter().find(|error| !error.is_conflict()) {
+            Ok(errors) => match errors.iter().find(|error| !error.is_expected()) {
                 None => self.queue.succeeded(&key),
                 Some(first) => {
                     let others = errors.len().saturating_sub(1);

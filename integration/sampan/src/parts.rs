@@ -81,6 +81,7 @@ impl Parts {
             root_ca,
             cluster_cidr: (pod_cidr.network(), pod_cidr.prefix()),
             node_prefix: NODE_PREFIX.max(pod_cidr.prefix()),
+            event_ttl: control_plane_controllers::EVENT_TTL,
         })
     }
 

@@ -41,7 +41,11 @@ fn status(observed: &Observed<'_>, now: Timestamp, plan: &mut Plan) -> Deploymen
         terminating_replicas: Some(sum(observed, |set| {
             set.status.as_ref().and_then(|status| status.terminating_replicas).unwrap_or(0)
         })),
-        collision_count: old.and_then(|status| status.collision_count),
+        collision_count: if observed.collides() {
+            Some(observed.collisions().saturating_add(1))
+        } else {
+            old.and_then(|status| status.collision_count)
+        },
         conditions: old.and_then(|status| status.conditions.clone()),
     };
     let (_, unavailable) = observed.limits();
