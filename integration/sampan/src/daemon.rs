@@ -25,6 +25,9 @@ use crate::instance::Layout;
 const LOG_LINES_SHOWN: usize = 12;
 /// How long a daemon that ends may take: it finishes its requests and its store first; then it is stuck.
 pub(crate) const ENDING_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a daemon is watched after it became ready, if the one before it died: what killed that one mostly kills this
+/// one at once.
+const PROBATION: Duration = Duration::from_secs(3);
 /// The second line of the lock's file.
 const ENDING: &str = "ending";
 /// In the sets of proc_pid_status(5).
@@ -42,7 +45,7 @@ pub(crate) enum DaemonError {
     OwnPath { source: io::Error },
     #[error("already running as process {pid}; `sampan status` shows it, `sampan down` ends it")]
     Running { pid: i32 },
-    #[error("the daemon ended before it was ready ({status}); the end of {log}:\n{tail}")]
+    #[error("the daemon ended ({status}); the end of {log}:\n{tail}")]
     Ended { status: String, log: PathBuf, tail: String },
     #[error("{reason} (the daemon's log is {log})")]
     Failed { reason: String, log: PathBuf },
@@ -155,6 +158,16 @@ pub(crate) fn is_runtime_alone(pid: i32) -> bool {
     line.split(|byte| *byte == 0).any(|word| word == b"cri")
 }
 
+/// The process id of the last daemon, if it died: it was not told to end, and did not end by itself.
+pub(crate) fn died(layout: &Layout) -> Option<i32> {
+    let path = lock_path(layout);
+    if holder(&path).ok()?.is_some() {
+        return None;
+    }
+    let last = read_holder(&mut File::open(&path).ok()?);
+    (last.pid > 0 && !last.is_ending).then_some(last.pid)
+}
+
 /// Who has the lock at this moment.
 fn holder(path: &Path) -> Result<Option<Holder>, DaemonError> {
     match Flock::lock(open_lock(path)?, FlockArg::LockSharedNonblock) {
@@ -206,6 +219,7 @@ pub(crate) fn start(
     if let Some(pid) = running(layout)? {
         return Err(DaemonError::Running { pid });
     }
+    let has_died = died(layout).is_some();
     let log_path = layout.daemon_log();
     let log = open_log(&log_path)?;
     let log_start = log.metadata().map_or(0, |metadata| metadata.len());
@@ -217,7 +231,22 @@ pub(crate) fn start(
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).current_dir("/");
     let mut child = command.spawn().map_err(|source| DaemonError::Start { program, source })?;
     follow(&mut child, &log_path, log_start, &mut on_step)?;
+    if has_died && ends_within(&child, PROBATION) {
+        return Err(ended(&mut child, &log_path, log_start));
+    }
     Ok(child.id())
+}
+
+fn ends_within(child: &Child, time: Duration) -> bool {
+    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+    let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
+    // A child that is not reaped has a pid descriptor, dead or not. If the kernel refuses one, the daemon counts as up.
+    pidfd::open(pid).and_then(|process| pidfd::wait_ended(&process, timeout)).unwrap_or(false)
+}
+
+fn ended(child: &mut Child, log: &Path, log_start: u64) -> DaemonError {
+    let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+    DaemonError::Ended { status, log: log.into(), tail: tail(log, log_start) }
 }
 
 fn follow(
@@ -241,8 +270,7 @@ fn follow(
             Err(_) => on_step(&line, ""),
         }
     }
-    let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
-    Err(DaemonError::Ended { status, log: log.into(), tail: tail(log, log_start) })
+    Err(ended(child, log, log_start))
 }
 
 fn open_log(path: &Path) -> Result<File, DaemonError> {
@@ -309,6 +337,35 @@ mod tests {
         assert!(matches!(Lock::take(&layout), Err(DaemonError::Running { pid: found }) if found == pid));
         drop(lock);
         assert_eq!(running(&layout).unwrap(), None);
+    }
+
+    #[test]
+    fn one_that_died_is_told_from_one_that_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(directory.path().into())).unwrap();
+        layout.create().unwrap();
+        assert_eq!(died(&layout), None, "there was none");
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let lock = Lock::take(&layout).unwrap();
+        assert_eq!(died(&layout), None, "it runs");
+        drop(lock);
+        assert_eq!(died(&layout), Some(pid), "as the kernel lets go of a dead process' lock");
+        let lock = Lock::take(&layout).unwrap();
+        lock.tell_ending();
+        drop(lock);
+        assert_eq!(died(&layout), None, "it said that it ends");
+    }
+
+    #[test]
+    fn a_daemon_that_dies_again_is_not_up() {
+        let check = |script: &str, expect: bool| {
+            let mut child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+            assert_eq!(ends_within(&child, Duration::from_millis(200)), expect, "{script}");
+            child.kill().unwrap();
+            child.wait().unwrap();
+        };
+        check("exit 101", true);
+        check("exec sleep 60", false);
     }
 
     #[test]

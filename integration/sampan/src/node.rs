@@ -1,23 +1,30 @@
-//! The daemon: every part in one process, until a signal or the end of a part.
+//! The daemon: every part in one process, until a signal. A part that ends is started again, and the others go on.
 //!
 //! Parts speak to the API server through its in-process door, each as its own user. The end of the process ends no
-//! container: shims hold them, and the next daemon finds them.
+//! container: shims hold them, and the next daemon finds them. Only an API server that does not start in the first place
+//! is the end of the daemon: nothing can begin without it, and whoever called `up` is told why.
 
 pub(crate) mod address;
+pub(crate) mod board;
+mod door;
+mod supervise;
 
-use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
-use control_plane_apiserver::{ApiServer, User};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
 use kubelet::node::Readiness;
 use serde_json::json;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
+
+use board::Board;
+use door::Door;
+use supervise::Supervisor;
 
 use crate::daemon::Progress;
 use crate::instance::{Instance, Layout};
@@ -31,11 +38,13 @@ use crate::runtime;
 /// How the daemon tells its steps to whoever started it.
 pub(crate) type Tell<'a> = &'a mut (dyn FnMut(Progress) + Send);
 
+const API_SERVER: &str = "API server";
 /// A node takes a tenth of a second; the rest is for slow machines.
-const READY_PATIENCE: Duration = Duration::from_secs(30);
-
-/// The parts' end, named.
-type Ended = (&'static str, Result<()>);
+const NODE_PATIENCE: Duration = Duration::from_secs(30);
+/// For everything from the first part's start.
+const READY_PATIENCE: Duration = Duration::from_secs(40);
+/// A part that has ended so often before the node is Ready will not come up by itself soon.
+const ENDS_TOLD: u64 = 3;
 
 /// Runs until `shutdown`. `Progress::Ready` is told once, when the node is Ready.
 pub(crate) async fn run(layout: Layout, shutdown: CancellationToken, tell: Tell<'_>) -> Result<()> {
@@ -52,19 +61,34 @@ pub(crate) async fn run(layout: Layout, shutdown: CancellationToken, tell: Tell<
     step(tell, "certificates", &layout.config.join("pki").display().to_string());
 
     let parts = Parts { layout, instance, pki, programs };
-    let server = ApiServer::start(parts.apiserver()?).await.context("start the API server")?;
-    step(tell, "API server", &parts.instance.api_url());
+    let board = Arc::new(Board::of(&parts.layout));
+    let (door, server_stop) = (Door::default(), CancellationToken::new());
+    let mut server = Supervisor::new(Arc::clone(&board), server_stop.clone());
+    let (config, behind) = (parts.apiserver()?, door.clone());
+    server.start(API_SERVER, move |token| behind.clone().serve(config.clone(), token));
 
-    let mut running: JoinSet<Ended> = JoinSet::new();
     let stop = shutdown.child_token();
-    let ready = start_parts(&parts, &server, &mut running, &stop)?;
-    let outcome = follow(&parts, ready, &server, &mut running, &shutdown, tell).await;
+    let mut running = Supervisor::new(Arc::clone(&board), stop.clone());
+    let outcome = tokio::select! {
+        // Without it nothing else can begin: then this is no daemon.
+        reason = board.trouble(1) => Err(anyhow!(reason)),
+        () = shutdown.cancelled() => Ok(()),
+        () = door.opened() => {
+            step(tell, API_SERVER, &parts.instance.api_url());
+            match start_parts(&parts, &door, &mut running) {
+                Ok(ready) => {
+                    follow(&parts, ready, &door, &board, &shutdown, tell).await;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        }
+    };
     info!("stopping; containers go on");
     stop.cancel();
-    while let Some(ended) = running.join_next().await {
-        report_late_end(ended);
-    }
-    server.stop().await;
+    running.stopped().await;
+    server_stop.cancel();
+    server.stopped().await;
     outcome
 }
 
@@ -79,126 +103,113 @@ struct Ready {
     found: watch::Receiver<Option<usize>>,
 }
 
-/// `agent` is what managed fields show of the part.
-fn client(server: &ApiServer, agent: &'static str, user: &str, groups: &[&str]) -> kube::Client {
-    kube::Client::new(server.local_service(User::new(user, groups)).named(agent), "default")
-}
-
-fn start_parts(
-    parts: &Parts,
-    server: &ApiServer,
-    running: &mut JoinSet<Ended>,
-    stop: &CancellationToken,
-) -> Result<Ready> {
+fn start_parts(parts: &Parts, door: &Door, running: &mut Supervisor) -> Result<Ready> {
     let (cri_ready, cri) = watch::channel(false);
     let (node_ready, node) = watch::channel(Readiness::default());
     let mut cri_config = parts.cri();
     cri_config.ready = Some(cri_ready);
     let node_user = format!("system:node:{}", parts.instance.node_name);
-    let mut kubelet_config = parts.kubelet(client(server, "kubelet", &node_user, &["system:nodes"]))?;
+    let mut kubelet_config = parts.kubelet(door.client("kubelet", &node_user, &["system:nodes"]))?;
     kubelet_config.ready = Some(node_ready);
     let (pods_found, found) = watch::channel(None);
     kubelet_config.found = Some(pods_found);
-    let controllers = parts.controllers(client(
-        server,
+    let controllers = parts.controllers(door.client(
         "kube-controller-manager",
         "system:kube-controller-manager",
         &["system:masters"],
     ))?;
     let scheduler = control_plane_scheduler::Config {
-        client: client(server, "kube-scheduler", "system:kube-scheduler", &[]),
+        client: door.client("kube-scheduler", "system:kube-scheduler", &[]),
         scheduler_name: control_plane_scheduler::DEFAULT_NAME.into(),
     };
-    let services = parts.services(client(server, "kube-proxy", "system:kube-proxy", &[]));
+    let services = parts.services(door.client("kube-proxy", "system:kube-proxy", &[]));
 
-    let token = || stop.clone();
-    spawn(running, "container runtime", runtime::run(cri_config, parts.layout.image_socket(), token()));
-    spawn(running, "controllers", control_plane_controllers::run(controllers, token()));
-    spawn(running, "scheduler", control_plane_scheduler::run(scheduler, token()));
-    spawn(running, "service networking", cni_services::run(services, token()));
-    spawn(running, "kubelet", kubelet::run(kubelet_config, token()));
+    let image_socket = parts.layout.image_socket();
+    running.start("container runtime", move |token| runtime::run(cri_config.clone(), image_socket.clone(), token));
+    running.start("controllers", move |token| control_plane_controllers::run(controllers.clone(), token));
+    running.start("scheduler", move |token| control_plane_scheduler::run(scheduler.clone(), token));
+    running.start("service networking", move |token| cni_services::run(services.clone(), token));
+    running.start("kubelet", move |token| kubelet::run(kubelet_config.clone(), token));
     Ok(Ready { cri, node, found })
 }
 
-fn spawn<E>(
-    running: &mut JoinSet<Ended>,
-    name: &'static str,
-    part: impl Future<Output = Result<(), E>> + Send + 'static,
-) where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    running.spawn(async move { (name, part.await.map_err(anyhow::Error::from)) });
-}
-
-/// Tells the steps, then waits for the end: a signal's, or that of a part, which is a failure.
-async fn follow(
-    parts: &Parts,
-    mut ready: Ready,
-    server: &ApiServer,
-    running: &mut JoinSet<Ended>,
-    shutdown: &CancellationToken,
-    tell: Tell<'_>,
-) -> Result<()> {
-    let server_ended = server.stopped();
-    let steps = async {
-        if ready.cri.wait_for(|is_ready| *is_ready).await.is_ok() {
-            step(tell, "container runtime", &parts.layout.cri_socket().display().to_string());
+/// Tells the steps, and then waits for the end.
+async fn follow(parts: &Parts, ready: Ready, door: &Door, board: &Board, shutdown: &CancellationToken, tell: Tell<'_>) {
+    let (say, mut said) = mpsc::unbounded_channel();
+    let steps = steps(parts, ready, door, say);
+    let mut steps = std::pin::pin!(steps);
+    let impatience = async {
+        let late = Instant::now().checked_add(READY_PATIENCE).unwrap_or_else(Instant::now);
+        tokio::select! {
+            // A part that does not come up is known long before patience ends.
+            reason = board.trouble(ENDS_TOLD) => reason,
+            () = tokio::time::sleep_until(late) => match board.parts().into_iter().find_map(|part| part.last_error) {
+                Some(reason) => reason,
+                None => "it takes longer than usual".to_owned(),
+            },
         }
-        if node_ready(&mut ready.node, tell).await {
-            if let Err(error) = mark_control_plane(server, &parts.instance.node_name).await {
-                warn!(%error, "the node has no control-plane label");
-            }
-            step(tell, "node Ready", &format!("{} at {}", parts.instance.node_name, parts.instance.node_ip));
-            if let Ok(found) = ready.found.wait_for(Option::is_some).await
-                && let Some(count @ 1..) = *found
-            {
-                step(tell, "pods found again", &count.to_string());
-            }
-            tell(Progress::Ready);
-        }
-        std::future::pending::<()>().await;
     };
-    tokio::select! {
-        // Told to end, parts end too: that is no failure of theirs.
-        biased;
-        () = steps => Ok(()),
-        () = shutdown.cancelled() => Ok(()),
-        () = server_ended.cancelled() => Err(anyhow!("the API server ended; the log says why")),
-        Some(ended) = running.join_next() => match ended {
-            Ok((name, Ok(()))) => Err(anyhow!("the {name} ended without being asked to")),
-            Ok((name, Err(error))) => Err(error.context(format!("the {name} ended"))),
-            Err(error) => Err(anyhow::Error::from(error).context("a part of the daemon panicked")),
-        },
+    let mut impatience = std::pin::pin!(impatience);
+    let (mut is_told, mut is_over) = (false, false);
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            Some(progress) = said.recv() => {
+                is_told |= matches!(progress, Progress::Ready | Progress::NotReady { .. });
+                tell(progress);
+            }
+            () = &mut steps, if !is_over => is_over = true,
+            reason = &mut impatience, if !is_told => {
+                is_told = true;
+                tell(Progress::NotReady { reason });
+            }
+        }
     }
 }
 
+/// Becoming ready, step by step.
+async fn steps(parts: &Parts, mut ready: Ready, door: &Door, say: mpsc::UnboundedSender<Progress>) {
+    // Whoever listens does so until the daemon ends.
+    let say = |progress| drop(say.send(progress));
+    let step = |name: &str, detail: String| say(Progress::Step { name: name.into(), detail });
+    if ready.cri.wait_for(|is_ready| *is_ready).await.is_ok() {
+        step("container runtime", parts.layout.cri_socket().display().to_string());
+    }
+    if !node_ready(&mut ready.node, &say).await {
+        return;
+    }
+    if let Err(error) = mark_control_plane(door, &parts.instance.node_name).await {
+        warn!(%error, "the node has no control-plane label");
+    }
+    step("node Ready", format!("{} at {}", parts.instance.node_name, parts.instance.node_ip));
+    if let Ok(found) = ready.found.wait_for(Option::is_some).await
+        && let Some(count @ 1..) = *found
+    {
+        step("pods found again", count.to_string());
+    }
+    say(Progress::Ready);
+}
+
 /// Waits for the node, and tells once if that takes too long: what keeps it may go away, but a person should know.
-async fn node_ready(node: &mut watch::Receiver<Readiness>, tell: Tell<'_>) -> bool {
+async fn node_ready(node: &mut watch::Receiver<Readiness>, say: &impl Fn(Progress)) -> bool {
     let is_ready = |readiness: &Readiness| *readiness == Readiness::Ready;
-    if let Ok(came) = tokio::time::timeout(READY_PATIENCE, node.wait_for(is_ready)).await {
+    if let Ok(came) = tokio::time::timeout(NODE_PATIENCE, node.wait_for(is_ready)).await {
         return came.is_ok();
     }
     let reason = match &*node.borrow() {
         Readiness::NotReady(why) => why.clone(),
         Readiness::Unknown | Readiness::Ready => "it has not been registered yet".to_owned(),
     };
-    tell(Progress::NotReady { reason });
+    say(Progress::NotReady { reason });
     node.wait_for(is_ready).await.is_ok()
 }
 
 /// A node may not give itself a role (NodeRestriction), so an administrator does.
-async fn mark_control_plane(server: &ApiServer, node: &str) -> Result<(), kube::Error> {
-    let nodes: Api<Node> = Api::all(client(server, "sampan", "kubernetes-admin", &["system:masters"]));
+async fn mark_control_plane(door: &Door, node: &str) -> Result<(), kube::Error> {
+    let nodes: Api<Node> = Api::all(door.client("sampan", "kubernetes-admin", &["system:masters"]));
     let patch = json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}});
     nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
-}
-
-fn report_late_end(ended: Result<Ended, tokio::task::JoinError>) {
-    match ended {
-        Ok((_, Ok(()))) => {}
-        Ok((name, Err(error))) => error!(part = name, error = format!("{error:#}"), "did not end cleanly"),
-        Err(error) => error!(%error, "a part panicked while it ended"),
-    }
 }
 
 /// Out of the cgroup of whoever called `up`, which may be limited, or ended with their session.

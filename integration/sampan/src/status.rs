@@ -12,6 +12,7 @@ use crate::daemon;
 use crate::endpoint;
 use crate::host;
 use crate::instance::{Instance, Layout};
+use crate::node::board;
 use crate::pki;
 use crate::report::print;
 
@@ -28,7 +29,7 @@ enum Output {
     Json,
 }
 
-/// 0: up. 3: not running, as service managers say it.
+/// 0: up. 1: up, and a part of the daemon is not running. 3: not running, as service managers say it.
 pub(crate) fn run(layout: &Layout, args: &Args) -> Result<ExitCode> {
     host::require_root()?;
     let Some(instance) = Instance::load(layout)? else {
@@ -40,7 +41,11 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<ExitCode> {
     let is_runtime_alone = pid.is_some_and(daemon::is_runtime_alone);
     let invalid_certificates = if is_runtime_alone { Vec::new() } else { pki::invalid(layout, SystemTime::now()) };
     let pods = pid.and_then(|_| count_pods(layout).ok());
+    let parts = pid.and_then(|pid| board::read(layout, pid)).unwrap_or_default();
+    let is_whole = parts.iter().all(|part| part.state == board::State::Running);
     let facts = json!({
+        "died": if pid.is_none() { daemon::died(layout) } else { None },
+        "partStates": parts,
         "running": pid.is_some(),
         "pid": pid,
         "parts": pid.map(|_| if is_runtime_alone { "runtime" } else { "all" }),
@@ -57,10 +62,14 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<ExitCode> {
     });
     let text = match args.output {
         Output::Json => format!("{facts:#}\n"),
-        Output::Text => describe(layout, &facts),
+        Output::Text => describe(layout, &facts, &parts),
     };
     print(&text).context("write to standard output")?;
-    Ok(if pid.is_some() { ExitCode::SUCCESS } else { ExitCode::from(3) })
+    Ok(match pid {
+        Some(_) if is_whole => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+        None => ExitCode::from(3),
+    })
 }
 
 /// Whether something of a pod is left without a daemon: a killed daemon's containers go on.
@@ -71,7 +80,7 @@ fn pods_left(instance: &Instance) -> bool {
     left.unwrap_or(false)
 }
 
-fn describe(layout: &Layout, facts: &Value) -> String {
+fn describe(layout: &Layout, facts: &Value, parts: &[board::Part]) -> String {
     let (up, down) = (layout.command("up"), layout.command("down"));
     let state = match facts["pid"].as_i64() {
         Some(pid) if facts["parts"] == "runtime" => {
@@ -84,6 +93,12 @@ fn describe(layout: &Layout, facts: &Value) -> String {
         None => format!("down; `{up}` starts it again"),
     };
     let mut lines = format!("sampan      {state}\n");
+    if let Some(pid) = facts["died"].as_i64() {
+        lines.push_str(&format!("died        process {pid}, without being told to end: the end of the log says why\n"));
+    }
+    for part in parts.iter().filter(|part| part.restarts > 0) {
+        lines.push_str(&describe_part(part));
+    }
     for certificate in facts["invalidCertificates"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         lines.push_str(&format!("not valid   {certificate} (at the time of this machine's clock)\n"));
     }
@@ -104,6 +119,19 @@ fn describe(layout: &Layout, facts: &Value) -> String {
         }
     }
     lines
+}
+
+/// A part that has ended at least once.
+fn describe_part(part: &board::Part) -> String {
+    let state = match part.state {
+        board::State::Running => "runs again",
+        board::State::Resting => "is down and about to be started again",
+        board::State::Stopped => "has been told to end",
+    };
+    let times = if part.restarts == 1 { "once".to_owned() } else { format!("{} times", part.restarts) };
+    let at = part.last_ended_at.map(|time| format!(" at {time}")).unwrap_or_default();
+    let reason = part.last_error.as_deref().unwrap_or("nobody knows why");
+    format!("{:<11} {} {state}; it ended {times}, last{at}: {reason}\n", "part", part.name)
 }
 
 fn count_pods(layout: &Layout) -> Result<usize> {
@@ -128,7 +156,7 @@ mod tests {
     fn the_state_is_told_as_it_is() {
         let layout = Layout::new(Some("/srv/x".into())).unwrap();
         let check = |facts: Value, expect: &str| {
-            let text = describe(&layout, &facts);
+            let text = describe(&layout, &facts, &[]);
             assert_eq!(text.lines().next(), Some(expect), "{facts}");
         };
         check(json!({"pid": 7, "parts": "all"}), "sampan      up (process 7)");
@@ -141,5 +169,23 @@ mod tests {
             "sampan      down, and pods still run: `sampan --root /srv/x up` takes them over, `sampan --root /srv/x down` ends them",
         );
         check(json!({"pid": null, "podsLeft": false}), "sampan      down; `sampan --root /srv/x up` starts it again");
+    }
+
+    #[test]
+    fn what_has_ended_is_told() {
+        let layout = Layout::new(Some("/srv/x".into())).unwrap();
+        let part = |name: &str, state, restarts| board::Part {
+            name: name.into(),
+            state,
+            restarts,
+            last_error: (restarts > 0).then(|| "bind: in use".to_owned()),
+            last_ended_at: None,
+        };
+        let parts = [part("scheduler", board::State::Running, 0), part("kubelet", board::State::Resting, 2)];
+        let text = describe(&layout, &json!({"pid": 7, "parts": "all"}), &parts);
+        assert!(text.contains("part        kubelet is down and about to be started again; it ended 2 times, last: bind: in use"), "{text}");
+        assert!(!text.contains("scheduler"), "{text}");
+        let text = describe(&layout, &json!({"pid": null, "died": 9}), &[]);
+        assert!(text.contains("died        process 9"), "{text}");
     }
 }
