@@ -83,9 +83,8 @@ where
                     tracing::error!(task = name, why, ?wait, "a task of the kubelet panicked; starting it again");
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = shutdown.cancelled() => return,
+            if tokio::time::timeout(wait, shutdown.cancelled()).await.is_ok() {
+                return;
             }
         }
     }))

@@ -98,9 +98,7 @@ impl ApiServer {
         let tasks = TaskTracker::new();
         let follower = Arc::clone(&cache);
         let token = shutdown.clone();
-        let ends_the_server = shutdown.clone().drop_guard();
         tasks.spawn(async move {
-<<<<<<< HEAD
             let following = Walls::default();
             let followed = following.around("task", "watch cache", follower.run(token.clone())).await;
             // A server that cannot follow its store must not answer: its caller starts it again.
@@ -114,14 +112,6 @@ impl ApiServer {
                     tracing::error!(%error, "the watch cache cannot go on; the server ends");
                     token.cancel();
                 }
-=======
-            // A panic too: a server that cannot follow its store, and does not know it, answers from the past for ever.
-            let _guard = ends_the_server;
-            if let Err(error) = follower.run(token.clone()).await {
-                // A server that cannot follow its store must not answer: its caller starts it again.
-                tracing::error!(error = %chain(&error), "the watch cache lost the store; the server ends");
-                token.cancel();
->>>>>>> 52843bc (wip)
             }
         });
         cache.catch_up().await?;
@@ -146,21 +136,10 @@ impl ApiServer {
         });
         bootstrap::run(&kernel).await?;
         kernel.ready.store(true, Ordering::Release);
-<<<<<<< HEAD
         let listener = Arc::new(listener);
         keep(&tasks, &kernel, "listener", move |kernel| listener::run(kernel, Arc::clone(&listener), acceptor.clone()));
         keep(&tasks, &kernel, "compaction", compact);
         keep(&tasks, &kernel, "bootstrap", bootstrap::keep);
-=======
-        let ends_the_server = shutdown.clone().drop_guard();
-        let accepting = accept(Arc::clone(&kernel), listener, acceptor);
-        tasks.spawn(async move {
-            let _guard = ends_the_server;
-            accepting.await;
-        });
-        tasks.spawn(compact(Arc::clone(&kernel)));
-        tasks.spawn(bootstrap::keep(Arc::clone(&kernel)));
->>>>>>> 52843bc (wip)
         tasks.close();
         tracing::info!(%address, "serving");
         Ok(Self { kernel, address, tasks, shutdown })

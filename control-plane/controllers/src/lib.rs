@@ -13,6 +13,8 @@
 #![cfg_attr(test, allow(clippy::needless_pass_by_value, reason = "test inputs read better by value"))]
 
 mod action;
+#[cfg(test)]
+mod amnesia;
 mod cache;
 mod clock;
 mod executor;

@@ -192,6 +192,10 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    fn later(time: Instant, wait: Duration) -> Instant {
+        time.checked_add(wait).unwrap()
+    }
+
     #[test]
     fn each_key_once_and_in_time() {
         let (queue, start) = (Queue::default(), Instant::now());
@@ -201,9 +205,9 @@ mod tests {
         queue.push_after("b", seconds(20), start);
         assert_eq!(queue.next(start), Some("a"));
         assert_eq!(queue.next(start), None);
-        assert_eq!(queue.due(), Some(start + seconds(10)));
-        assert_eq!(queue.next(start + seconds(10)), Some("b"));
-        assert_eq!((queue.next(start + seconds(30)), queue.due()), (None, None));
+        assert_eq!(queue.due(), Some(later(start, seconds(10))));
+        assert_eq!(queue.next(later(start, seconds(10))), Some("b"));
+        assert_eq!((queue.next(later(start, seconds(30))), queue.due()), (None, None));
     }
 
     #[test]
@@ -244,7 +248,7 @@ mod tests {
         queue.push_after_failure("b", now);
         queue.remove(&"a");
         queue.remove(&"b");
-        assert_eq!((queue.next(now + seconds(100)), queue.due()), (None, None));
+        assert_eq!((queue.next(later(now, seconds(100))), queue.due()), (None, None));
     }
 
     #[test]
@@ -262,6 +266,6 @@ mod tests {
     fn no_wait_is_too_long() {
         let (queue, now) = (Queue::default(), Instant::now());
         queue.push_after("a", Duration::MAX, now);
-        assert_eq!(queue.due(), Some(now + WAIT_MAX));
+        assert_eq!(queue.due(), Some(later(now, WAIT_MAX)));
     }
 }

@@ -11,6 +11,9 @@
 //!                                     └──── a change that helps one of the reasons ────┘
 //! ```
 
+#[cfg(test)]
+mod amnesia;
+
 mod affinity;
 mod binding;
 mod cluster;

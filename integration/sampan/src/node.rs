@@ -9,6 +9,7 @@ pub(crate) mod board;
 mod door;
 mod supervise;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -39,6 +40,8 @@ use crate::runtime;
 pub(crate) type Tell<'a> = &'a mut (dyn FnMut(Progress) + Send);
 
 const API_SERVER: &str = "API server";
+/// Annotation of a node: what its own parts listen on. The scheduler gives these ports to no pod.
+const HOST_PORTS: &str = "sampan.dev/host-ports";
 /// A node takes a tenth of a second; the rest is for slow machines.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 /// For everything from the first part's start.
@@ -179,8 +182,8 @@ async fn steps(parts: &Parts, mut ready: Ready, door: &Door, say: mpsc::Unbounde
     if !node_ready(&mut ready.node, &say).await {
         return;
     }
-    if let Err(error) = mark_control_plane(door, &parts.instance.node_name).await {
-        warn!(%error, "the node has no control-plane label");
+    if let Err(error) = mark_node(door, parts).await {
+        warn!(%error, "the node has no control-plane label, and does not tell its ports");
     }
     step("node Ready", format!("{} at {}", parts.instance.node_name, parts.instance.node_ip));
     if let Ok(found) = ready.found.wait_for(Option::is_some).await
@@ -205,11 +208,22 @@ async fn node_ready(node: &mut watch::Receiver<Readiness>, say: &impl Fn(Progres
     node.wait_for(is_ready).await.is_ok()
 }
 
-/// A node may not give itself a role (NodeRestriction), so an administrator does.
-async fn mark_control_plane(door: &Door, node: &str) -> Result<(), kube::Error> {
+/// What the scheduler must know of this node and the node may not say of itself, or cannot: its role (NodeRestriction), and
+/// the ports of parts other than the kubelet. So an administrator writes it.
+async fn mark_node(door: &Door, parts: &Parts) -> Result<(), kube::Error> {
     let nodes: Api<Node> = Api::all(door.client("sampan", "kubernetes-admin", &["system:masters"]));
-    let patch = json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}});
-    nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+    let metadata = json!({
+        "labels": {"node-role.kubernetes.io/control-plane": ""},
+        "annotations": {HOST_PORTS: host_ports(&parts.own_sockets())},
+    });
+    let patch = Patch::Merge(json!({"metadata": metadata}));
+    nodes.patch(&parts.instance.node_name, &PatchParams::default(), &patch).await.map(drop)
+}
+
+/// As the scheduler reads it: `TCP:0.0.0.0:6443`. A part that listens on one protocol takes the port of both: DNS has two.
+fn host_ports(sockets: &[SocketAddr]) -> String {
+    let both = sockets.iter().flat_map(|socket| [format!("TCP:{socket}"), format!("UDP:{socket}")]);
+    both.collect::<Vec<_>>().join(",")
 }
 
 /// Out of the cgroup of whoever called `up`, which may be limited, or ended with their session.
@@ -219,4 +233,15 @@ pub(crate) fn join_own_cgroup(instance: &Instance) -> Result<()> {
     let cgroup = runtime_linux::cgroup::Cgroup::create(&hierarchy, &path).context("make the daemon's cgroup")?;
     let pid = i32::try_from(std::process::id()).context("this process's id")?;
     cgroup.add(pid).context("move into the daemon's cgroup")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_ports_as_the_scheduler_reads_them() {
+        let sockets = ["0.0.0.0:6443", "[fd00::1]:53"].map(|text| text.parse().unwrap());
+        assert_eq!(host_ports(&sockets), "TCP:0.0.0.0:6443,UDP:0.0.0.0:6443,TCP:[fd00::1]:53,UDP:[fd00::1]:53");
+    }
 }

@@ -119,7 +119,7 @@ impl Parts {
     }
 
     /// Where the node's parts listen: neither a Service nor a host port takes traffic from there.
-    fn own_sockets(&self) -> Vec<SocketAddr> {
+    pub(crate) fn own_sockets(&self) -> Vec<SocketAddr> {
         let instance = &self.instance;
         let any = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
         vec![any(instance.api_port), any(instance.kubelet_port), SocketAddr::new(instance.dns_ip().into(), 53)]

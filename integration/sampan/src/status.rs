@@ -183,7 +183,12 @@ mod tests {
         };
         let parts = [part("scheduler", board::State::Running, 0), part("kubelet", board::State::Resting, 2)];
         let text = describe(&layout, &json!({"pid": 7, "parts": "all"}), &parts);
-        assert!(text.contains("part        kubelet is down and about to be started again; it ended 2 times, last: bind: in use"), "{text}");
+        assert!(
+            text.contains(
+                "part        kubelet is down and about to be started again; it ended 2 times, last: bind: in use"
+            ),
+            "{text}"
+        );
         assert!(!text.contains("scheduler"), "{text}");
         let text = describe(&layout, &json!({"pid": null, "died": 9}), &[]);
         assert!(text.contains("died        process 9"), "{text}");

@@ -95,9 +95,8 @@ pub(super) async fn live(
         };
         let wait = pause.fall(Instant::now());
         tell(&kit, &told.facts().pod, "its task", &why, wait);
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = shutdown.cancelled() => return,
+        if tokio::time::timeout(wait, shutdown.cancelled()).await.is_ok() {
+            return;
         }
     }
     let uid = told.facts().pod.uid.clone();

@@ -6,6 +6,8 @@ struct Rollout {
     deployment: Deployment,
     sets: Vec<Arc<ReplicaSet>>,
     now: Timestamp,
+    /// What the API server makes of each template that it is given.
+    stored: fn(&mut Value),
     /// Pods of sets whose name has this part never become ready.
     broken: Option<String>,
     fewest_available: i32,
@@ -22,6 +24,7 @@ impl Rollout {
             deployment: serde_json::from_value(deployment).unwrap(),
             sets: Vec::new(),
             now: Timestamp::UNIX_EPOCH,
+            stored: |_| {},
             broken: None,
             fewest_available: 0,
             most_pods: 0,
@@ -47,7 +50,7 @@ impl Rollout {
         let available: i32 = self.sets.iter().map(|set| available_of(set)).sum();
         self.fewest_available = self.fewest_available.min(available);
         self.most_pods = self.most_pods.max(self.sets.iter().map(|set| replicas_of(set)).sum());
-        self.now += jiff::SignedDuration::from_secs(1);
+        self.now = after(self.now, SignedDuration::from_secs(1));
         !plan.actions.is_empty()
     }
 
@@ -63,7 +66,9 @@ impl Rollout {
     fn apply(&mut self, action: &Action) {
         match action {
             Action::Create { body, .. } => {
-                let mut set: ReplicaSet = serde_json::from_value(body.clone()).unwrap();
+                let mut body = body.clone();
+                (self.stored)(&mut body["spec"]["template"]);
+                let mut set: ReplicaSet = serde_json::from_value(body).unwrap();
                 set.metadata.namespace = Some("d".into());
                 set.metadata.uid = Some(format!("s{}", self.sets.len()));
                 set.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(self.now));
@@ -222,4 +227,56 @@ fn an_orphan_with_the_template_is_adopted_and_not_doubled() {
     assert!(matches!(adoption.actions.as_slice(), [Action::Patch { kind: Kind::ReplicaSet, .. }]), "{adoption:?}");
     rollout.settle();
     assert_eq!(rollout.sizes(), [2]);
+}
+
+#[test]
+fn a_template_in_another_form_makes_one_set() {
+    let check = |change: Value| {
+        let mut rollout = Rollout::new(2, json!(null));
+        rollout.deployment = merged(&rollout.deployment, &json!({"spec": {"template": {"spec": change}}}));
+        // As the API server writes a set's template: without what says nothing, with what it defaults to.
+        rollout.stored = |template| {
+            let container = template["spec"]["containers"][0].as_object_mut().unwrap();
+            container.retain(|_, value| *value != json!([]) && *value != json!(false));
+            if let Some(limits) = container.get_mut("resources").and_then(|resources| resources.get_mut("limits")) {
+                limits["memory"] = json!("1Gi");
+            }
+            container.entry("terminationMessagePath").or_insert(json!("/dev/termination-log"));
+            template["spec"].as_object_mut().unwrap().retain(|_, value| *value != json!(false));
+            template["spec"]["dnsPolicy"] = json!("ClusterFirst");
+        };
+        rollout.settle();
+        assert_eq!(rollout.sizes(), [2], "{change}");
+        assert_eq!(rollout.deployment.status.as_ref().unwrap().collision_count, None, "{change}");
+    };
+    let container = |extra: Value| json!({"containers": [merged(&json!({"name": "c", "image": "v1"}), &extra)]});
+    check(container(json!({"resources": {"limits": {"memory": "1024Mi"}}})));
+    check(container(json!({"env": [], "tty": false})));
+    check(json!({"hostNetwork": false}));
+}
+
+#[test]
+fn should_templates_never_be_equal_sets_are_few() {
+    let mut rollout = Rollout::new(1, json!(null));
+    rollout.stored = |template| template["spec"]["hostname"] = json!("never-what-was-written");
+    for _ in 0..1000 {
+        rollout.step();
+    }
+    assert!(rollout.sets.len() <= 11, "{} sets in a thousand seconds", rollout.sets.len());
+    assert!(rollout.deployment.status.unwrap().collision_count.unwrap() <= 11);
+}
+
+#[test]
+fn a_name_that_another_set_has_is_not_waited_for() {
+    let mut rollout = Rollout::new(1, json!(null));
+    rollout.settle();
+    let theirs = merged(
+        rollout.sets[0].as_ref(),
+        &json!({"metadata": {"uid": "theirs", "ownerReferences": null, "labels": null}}),
+    );
+    rollout.sets = vec![Arc::new(theirs)];
+    rollout.settle();
+    assert_eq!(rollout.sets.len(), 2);
+    assert_ne!(rollout.sets[0].name_any(), rollout.sets[1].name_any());
+    assert_eq!(rollout.deployment.status.unwrap().collision_count, Some(1));
 }

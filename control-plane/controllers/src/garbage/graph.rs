@@ -64,7 +64,8 @@ impl Graph {
     }
 
     /// How many objects are known in a namespace, events aside.
-    pub(crate) fn count_in(&self, namespace: &str) -> usize {
+    #[cfg(test)]
+    fn count_in(&self, namespace: &str) -> usize {
         self.state().per_namespace.get(namespace).copied().unwrap_or(0)
     }
 
