@@ -268,7 +268,7 @@ fn handle(node: &Arc<Node>, sandbox: &Arc<Sandbox>, message: Message) -> Result<
             lose_pause(node, sandbox);
             Ok(())
         }
-        Message::Event(Event::Exited(_)) | Message::Reply { .. } => Ok(()),
+        Message::Event(Event::Exited(_) | Event::Unknown) | Message::Reply { .. } => Ok(()),
     }
 }
 

@@ -427,9 +427,7 @@ impl Sandbox {
 
     /// Like [`Self::shim`], for what a shim that is well answers in milliseconds.
     pub(crate) fn shim_within(&self, deadline: Duration) -> Result<Client, Error> {
-        let client = self.shim()?;
-        client.set_deadline(Some(deadline)).map_err(Error::io("limit a call to the shim of", &self.dir))?;
-        Ok(client)
+        Ok(Client::connect_within(&self.dir, deadline)?)
     }
 }
 

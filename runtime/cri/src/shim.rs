@@ -35,7 +35,8 @@ pub(crate) fn is_dead(dir: &Path) -> bool {
 impl Sandbox {
     /// Whether a call failed because there is no shim any more.
     pub(crate) fn is_gone(&self, error: &Error) -> bool {
-        matches!(error, Error::Shim(error) if error.is_gone()) && is_dead(&self.dir)
+        let may_be = matches!(error, Error::Shim(error) if error.is_gone() || matches!(error, ClientError::Closed));
+        may_be && is_dead(&self.dir)
     }
 }
 
@@ -57,7 +58,7 @@ impl ExitWaiter {
     pub(crate) async fn wait(self, target: Target) -> Result<ExitRecord, Error> {
         let lost = |_: io::Error| Error::Stream(StreamError::Lost);
         let mut stream = UnixStream::from_std(self.0).map_err(lost)?;
-        let call = Call { seq: 1, request: Request::Wait { target } };
+        let call = Call { seq: 1, request: Request::Wait { id: target.id, exec_id: target.exec_id } };
         let frame = wire::encode(&call).map_err(ClientError::from)?;
         stream.write_all(&frame).await.map_err(lost)?;
         let mut decoder = Decoder::default();

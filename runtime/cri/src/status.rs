@@ -117,6 +117,7 @@ impl Error {
                 FailureCode::AlreadyExists => Code::AlreadyExists,
                 // What kubelets see when a command cannot be run.
                 FailureCode::Failed | FailureCode::Unknown => Code::Unknown,
+                FailureCode::Unsupported => Code::Unimplemented,
             },
             Self::Shim(error) if error.is_gone() => Code::Unavailable,
             _ => Code::Internal,

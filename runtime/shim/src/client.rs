@@ -3,8 +3,14 @@
 //!
 //! Every call has a deadline ([`Client::set_deadline`], 30 s unless told) except [`Client::wait`]; after an I/O error the
 //! connection is out of step and every further call fails: connect anew.
+//!
+//! The first call brings its hello along, in the same write. A shim of protocol 1 closes the connection for it, before it has done
+//! anything: then the client connects anew and speaks protocol 1.
 
-use crate::protocol::{Call, Create, Created, Event, Exec, Failure, Message, PodInfo, Reply, Request, Target};
+use crate::protocol::{
+    CONNECTION_SEQ, Call, Create, Created, Event, Exec, Failure, Message, OLDEST, PROTOCOL, PodInfo, Reply, Request,
+    Target,
+};
 use crate::record::ExitRecord;
 use crate::socket;
 use crate::wire::{Decoder, WireError, encode};
@@ -26,6 +32,8 @@ pub enum ClientError {
     /// No such directory or socket, or nobody behind it: the shim is gone.
     #[error("connect to the shim of {}", dir.display())]
     Connect { dir: PathBuf, source: io::Error },
+    #[error("the shim of {} serves protocol {oldest} and newer, and this daemon speaks {PROTOCOL}: upgrade the daemon", dir.display())]
+    TooOld { dir: PathBuf, oldest: u32 },
     #[error("send a request to the shim")]
     Send(#[source] io::Error),
     #[error("read the shim's answer")]
@@ -44,17 +52,13 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether nobody listens there any more, as opposed to a shim in trouble.
+    /// Whether nobody listens there any more, as opposed to a shim in trouble. A connection that was closed says nothing of the kind:
+    /// connect anew. And who would clear away what a shim left still has to take its lock: [`crate::orphan::claim`].
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotADirectory, NotFound};
-        match self {
-            Self::Connect { source, .. } => {
-                matches!(source.kind(), NotFound | NotADirectory | ConnectionRefused | ConnectionReset)
-            }
-            Self::Closed => true,
-            _ => false,
-        }
+        use io::ErrorKind::{ConnectionRefused, NotADirectory, NotFound};
+        matches!(self, Self::Connect { source, .. }
+            if matches!(source.kind(), NotFound | NotADirectory | ConnectionRefused))
     }
 }
 
@@ -83,6 +87,10 @@ pub struct Execution {
 
 #[derive(Debug)]
 pub struct Client {
+    dir: PathBuf,
+    /// What the shim speaks, once it has said so.
+    protocol: Option<u32>,
+    deadline: Option<Duration>,
     stream: UnixStream,
     decoder: Decoder,
     fds: VecDeque<OwnedFd>,
@@ -93,17 +101,36 @@ pub struct Client {
 impl Client {
     /// Connects to the shim of the pod at `dir`.
     pub fn connect(dir: &Path) -> Result<Self, ClientError> {
-        let failed = |source| ClientError::Connect { dir: dir.to_owned(), source };
-        let stream = socket::connect(dir).map_err(failed)?;
-        let client = Self { stream, decoder: Decoder::default(), fds: VecDeque::new(), seq: 0, broken: false };
-        client.set_deadline(Some(DEADLINE)).map_err(failed)?;
+        Self::connect_within(dir, DEADLINE)
+    }
+
+    /// The same with another limit for each answer, e.g. for a daemon that looks which shims are there.
+    pub fn connect_within(dir: &Path, deadline: Duration) -> Result<Self, ClientError> {
+        let mut client = Self {
+            dir: dir.to_owned(),
+            protocol: None,
+            deadline: Some(deadline),
+            stream: open(dir)?,
+            decoder: Decoder::default(),
+            fds: VecDeque::new(),
+            seq: 0,
+            broken: false,
+        };
+        client.set_deadline(Some(deadline)).map_err(|source| ClientError::Connect { dir: dir.to_owned(), source })?;
         Ok(client)
     }
 
     /// Limits how long each answer may take; `None` waits for ever.
-    pub fn set_deadline(&self, deadline: Option<Duration>) -> io::Result<()> {
+    pub fn set_deadline(&mut self, deadline: Option<Duration>) -> io::Result<()> {
+        self.deadline = deadline;
         self.stream.set_read_timeout(deadline)?;
         self.stream.set_write_timeout(deadline)
+    }
+
+    /// What the shim speaks; known from the first answer on.
+    #[must_use]
+    pub fn protocol(&self) -> Option<u32> {
+        self.protocol
     }
 
     pub fn info(&mut self) -> Result<PodInfo, ClientError> {
@@ -126,12 +153,12 @@ impl Client {
 
     /// Sends a signal to one process.
     pub fn signal(&mut self, target: Target, signal: i32) -> Result<(), ClientError> {
-        self.done(Request::Signal { target, signal, all: false })
+        self.done(Request::Signal { id: target.id, exec_id: target.exec_id, signal, all: false })
     }
 
     /// Sends a signal to every process of a container.
     pub fn signal_all(&mut self, id: &str, signal: i32) -> Result<(), ClientError> {
-        self.done(Request::Signal { target: Target::container(id), signal, all: true })
+        self.done(Request::Signal { id: id.to_owned(), exec_id: None, signal, all: true })
     }
 
     /// Removes a stopped container; gone is success.
@@ -165,9 +192,10 @@ impl Client {
 
     /// Waits, without a deadline, until a container or exec has ended.
     pub fn wait(&mut self, target: Target) -> Result<ExitRecord, ClientError> {
+        let deadline = self.deadline;
         self.set_deadline(None).map_err(ClientError::Send)?;
-        let reply = self.call(Request::Wait { target }, &[]);
-        self.set_deadline(Some(DEADLINE)).map_err(ClientError::Send)?;
+        let reply = self.call(Request::Wait { id: target.id, exec_id: target.exec_id }, &[]);
+        self.set_deadline(deadline).map_err(ClientError::Send)?;
         match reply? {
             Reply::Exited(record) => Ok(record),
             _ => Err(ClientError::Mismatch),
@@ -242,18 +270,67 @@ impl Client {
             return Err(ClientError::Closed);
         }
         self.seq += 1;
-        let seq = self.seq;
-        let frame = encode(&Call { seq, request })?;
-        self.fds.clear();
+        let number = self.seq;
+        let frame = encode(&Call { seq: number, request })?;
+        if self.protocol.is_some() {
+            return self.exchange(number, &frame, fds);
+        }
+        match self.introduce(number, &frame, fds) {
+            Err(ClientError::Closed) if self.protocol.is_none() => {
+                // A shim of protocol 1, which did not get beyond the hello.
+                self.stream = open(&self.dir)?;
+                self.set_deadline(self.deadline).map_err(ClientError::Send)?;
+                self.decoder = Decoder::default();
+                self.protocol = Some(OLDEST);
+                self.exchange(number, &frame, fds)
+            }
+            other => other,
+        }
+    }
+
+    /// The hello and the first request together, and both answers.
+    fn introduce(&mut self, number: u64, frame: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
+        self.seq += 1;
+        let hello = encode(&Call { seq: self.seq, request: Request::Hello { protocol: PROTOCOL } })?;
+        self.broken = true;
+        if fds.is_empty() {
+            self.send(&[&hello, frame].concat(), &[])?;
+        } else {
+            // Descriptors ride on their own frame's first byte.
+            self.send(&hello, &[])?;
+            self.send(frame, fds)?;
+        }
+        match self.answer(self.seq)?? {
+            Reply::Hello(greeting) if greeting.oldest <= PROTOCOL => self.protocol = Some(greeting.protocol),
+            Reply::Hello(greeting) => {
+                return Err(ClientError::TooOld { dir: self.dir.clone(), oldest: greeting.oldest });
+            }
+            _ => return Err(ClientError::Mismatch),
+        }
+        self.settle(number)
+    }
+
+    fn exchange(&mut self, number: u64, frame: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
         // Until the answer is read whole, an early return leaves the stream out of step.
         self.broken = true;
-        self.send(&frame, fds)?;
+        self.send(frame, fds)?;
+        self.settle(number)
+    }
+
+    fn settle(&mut self, number: u64) -> Result<Reply, ClientError> {
+        self.fds.clear();
+        let answer = self.answer(number)?;
+        self.broken = false;
+        Ok(answer?)
+    }
+
+    /// The answer to one request; events that come between are another's.
+    fn answer(&mut self, number: u64) -> Result<Result<Reply, Failure>, ClientError> {
         loop {
             match self.receive()? {
-                Message::Reply { seq: answered, result } if answered == seq => {
-                    self.broken = false;
-                    return Ok(result?);
-                }
+                Message::Reply { seq, result } if seq == number => return Ok(result),
+                // About the connection: it is closed after this.
+                Message::Reply { seq: CONNECTION_SEQ, result } => return Ok(result),
                 Message::Reply { .. } => return Err(ClientError::Mismatch),
                 Message::Event(_) => {}
             }
@@ -270,7 +347,7 @@ impl Client {
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Err(ClientError::Deadline),
-                Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(ClientError::Closed),
+                Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => return Err(ClientError::Closed),
                 Err(errno) => return Err(ClientError::Send(errno.into())),
             }
         }
@@ -294,6 +371,14 @@ impl Client {
     }
 }
 
+fn open(dir: &Path) -> Result<UnixStream, ClientError> {
+    socket::connect(dir).map_err(|source| match source.kind() {
+        // It takes no connections: it is stopped, or the machine is overloaded.
+        io::ErrorKind::WouldBlock => ClientError::Deadline,
+        _ => ClientError::Connect { dir: dir.to_owned(), source },
+    })
+}
+
 /// Events of one shim, in the order they happened.
 #[derive(Debug)]
 pub struct Events {
@@ -311,7 +396,7 @@ impl Events {
     }
 
     /// Limits [`Self::next`]; beyond it, [`ClientError::Deadline`] and the stream stays usable.
-    pub fn set_deadline(&self, deadline: Option<Duration>) -> io::Result<()> {
+    pub fn set_deadline(&mut self, deadline: Option<Duration>) -> io::Result<()> {
         self.client.set_deadline(deadline)
     }
 

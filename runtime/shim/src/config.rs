@@ -3,6 +3,7 @@
 //!
 //! Invariant: an unknown field is refused, so that a newer daemon's wish is never dropped in silence.
 
+use runtime_linux::durable;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -106,7 +107,9 @@ impl Config {
     pub fn save(&self, dir: &Path) -> Result<(), ConfigError> {
         self.validate()?;
         let path = Self::path(dir);
-        let write = || -> io::Result<()> { fs::write(&path, serde_json::to_vec_pretty(self)?) };
+        let write = || -> io::Result<()> {
+            durable::write_atomic(&path, 0o600, &serde_json::to_vec_pretty(self)?).map_err(durable::Error::into_io)
+        };
         write().map_err(|source| ConfigError::Write { path: path.clone(), source })
     }
 

@@ -10,10 +10,10 @@
 
 mod shim;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use runtime_linux::clone::{self, Cloned};
 use runtime_linux::{executable, process};
+use runtime_shim::orphan::{self, OrphanError};
 use runtime_shim::{Config, Failure, FailureCode};
 use shim::container::{chain, failed, failure, note, open_null};
 use shim::server::{self, Server};
@@ -81,16 +81,13 @@ fn start(dir: &Path) -> Result<ExitCode, Failure> {
     }
 }
 
-/// One shim per directory: the lock dies with its process.
+/// One shim per directory.
 fn lock(dir: &Path) -> Result<Flock<File>, Failure> {
-    let path = dir.join("shim.pid");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|error| failed(&format!("open {}", path.display()), &error))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => {
+    orphan::lock(dir).map_err(|error| match error {
+        OrphanError::Alive { .. } => {
             failure(FailureCode::AlreadyExists, format!("a shim is already running for {}", dir.display()))
         }
-        other => failed(&format!("lock {}", path.display()), &other),
+        other => failed("take the pod's lock", &other),
     })
 }
 

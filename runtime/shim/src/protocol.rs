@@ -1,8 +1,12 @@
 //! What is said between a client and the shim: requests, replies, events and failures. Types only; [`crate::wire`]
 //! carries them.
 //!
-//! Invariant: a field once shipped keeps its name and meaning; new fields have a default, so that a newer daemon
-//! speaks to an older shim and the other way round. [`PROTOCOL`] rises only when that cannot be kept.
+//! How versions meet: a client says [`Request::Hello`] first, and each side knows what the other speaks. A shim serves every client from
+//! [`OLDEST`] on; a client that is newer leaves out what an older shim does not know. What a shim does not know it answers with
+//! [`FailureCode::Unsupported`], an unknown field of a request too: it may be what keeps somebody safe. Fields of answers and events
+//! that a client does not know are left out.
+//!
+//! Invariant: a field once shipped keeps its name and meaning; new fields have a default, and [`PROTOCOL`] rises with them.
 
 use crate::record::ExitRecord;
 use oci_spec::runtime::{LinuxResources, Process};
@@ -10,8 +14,10 @@ use runtime_linux::mount::Overlay;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// The protocol's version, told in [`PodInfo::protocol`].
-pub const PROTOCOL: u32 = 1;
+/// The protocol's version. 2: hello, execs that are tied to their connection, pause processes that ended.
+pub const PROTOCOL: u32 = 2;
+/// The oldest that is still served. 1 is the first; it has no hello.
+pub const OLDEST: u32 = 1;
 
 /// The `seq` of a reply that is to no request but about the connection; a client counts from 1.
 pub const CONNECTION_SEQ: u64 = 0;
@@ -33,8 +39,12 @@ pub enum Message {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "op")]
+#[serde(rename_all = "snake_case", tag = "op", deny_unknown_fields)]
 pub enum Request {
+    /// The first request of a connection: what its client speaks.
+    Hello {
+        protocol: u32,
+    },
     /// Everything the shim knows: the one request a restarted daemon needs.
     Info,
     /// Makes a container's processes and namespaces without starting the user's program.
@@ -44,8 +54,9 @@ pub enum Request {
     },
     /// Sends a signal to a container's first process, to an exec, or to every process in the container's cgroup.
     Signal {
-        #[serde(flatten)]
-        target: Target,
+        id: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exec_id: Option<String>,
         signal: i32,
         #[serde(default)]
         all: bool,
@@ -63,8 +74,9 @@ pub enum Request {
     Exec(Box<Exec>),
     /// Answered with [`Reply::Exited`] when the container or exec has ended, at once if it already has.
     Wait {
-        #[serde(flatten)]
-        target: Target,
+        id: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exec_id: Option<String>,
     },
     /// Joins a container's streams. Descriptors travel along in the order stdin (read by the shim), stdout, stderr
     /// (written by the shim), those present by the flags. The shim closes its ends when the container ends.
@@ -105,10 +117,9 @@ pub enum Request {
 }
 
 /// A container, or one exec in it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub id: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec_id: Option<String>,
 }
 
@@ -125,6 +136,7 @@ impl Target {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Create {
     pub id: String,
     /// The directory of `config.json` (OCI) and, unless `rootfs` is given, of the root file system it names.
@@ -147,6 +159,7 @@ pub struct Create {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Exec {
     pub id: String,
     pub exec_id: String,
@@ -167,6 +180,7 @@ pub struct Exec {
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     Done,
+    Hello(Greeting),
     Info(Box<PodInfo>),
     Created(Created),
     /// With a terminal, its master side travels with this reply.
@@ -174,6 +188,14 @@ pub enum Reply {
         pid: i32,
     },
     Exited(ExitRecord),
+}
+
+/// What a shim speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    pub protocol: u32,
+    /// The oldest client that it serves.
+    pub oldest: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -196,6 +218,9 @@ pub enum Event {
     PauseExited { pid: i32, code: i32 },
     /// The subscriber was too slow and events were dropped; ask for Info. Sent once the queue has room again.
     Lost { events: u64 },
+    /// One of a newer shim.
+    #[serde(other)]
+    Unknown,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -272,7 +297,12 @@ pub enum FailureCode {
     Exhausted,
     /// The OCI runtime or the kernel refused; the message names the step.
     Failed,
+    /// A request, or a field of one, that this shim does not know; or a client that is older than it serves.
+    Unsupported,
     /// A code this client does not know.
     #[serde(other)]
     Unknown,
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,11 @@
 //! Invariant: `<dir>/containers/<id>/exit.json` is written whole (temporary file, fsync, rename, fsync of the directory)
 //! before anyone is told.
 
+use runtime_linux::durable;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The version this code writes. Version 1 is the first.
@@ -73,18 +75,12 @@ pub fn load(dir: &Path, id: &str) -> Result<Option<ExitRecord>, RecordError> {
 /// Writes a container's record durably.
 pub fn save(dir: &Path, record: &ExitRecord) -> Result<(), RecordError> {
     let path = path(dir, &record.id);
-    write_durably(&path, record).map_err(|source| RecordError::Write { path, source })
-}
-
-fn write_durably(path: &Path, record: &ExitRecord) -> io::Result<()> {
-    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::create_dir_all(parent)?;
-    let temporary = path.with_extension("json.new");
-    let mut file = File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec(record)?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(parent)?.sync_all()
+    let write = || -> io::Result<()> {
+        let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        durable::write_atomic(&path, 0o600, &serde_json::to_vec(record)?).map_err(durable::Error::into_io)
+    };
+    write().map_err(|source| RecordError::Write { path: path.clone(), source })
 }
 
 #[cfg(test)]

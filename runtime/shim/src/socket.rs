@@ -1,6 +1,8 @@
 //! Where the shim listens, and how to get there when the path is longer than the 107 bytes of a unix address: through
 //! `/proc/self/fd/<directory>/<name>`.
 
+use nix::sys::socket::SockType;
+use runtime_linux::local_socket;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -26,10 +28,11 @@ pub fn listen(dir: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// Connects to the shim of the pod at `dir`.
+/// Connects to the shim of the pod at `dir`, without waiting: `WouldBlock` where its queue of connections is full.
 pub fn connect(dir: &Path) -> io::Result<UnixStream> {
-    let (path, _handle) = address(dir)?;
-    UnixStream::connect(path)
+    let stream = UnixStream::from(local_socket::connect_now(&dir.join(NAME), SockType::Stream)?);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 #[cfg(test)]

@@ -43,21 +43,27 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole message, if its bytes are there. After an error the stream is out of step: close it.
+    /// The next whole message, if its bytes are there. After [`WireError::Parse`] the next one follows; after another error the stream is
+    /// out of step: close it.
     pub fn decode<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
+        self.frame()?.map(|body| serde_json::from_slice(&body).map_err(WireError::Parse)).transpose()
+    }
+
+    /// The next whole frame's body, whatever it says.
+    pub fn frame(&mut self) -> Result<Option<Vec<u8>>, WireError> {
         let Some((head, rest)) = self.buffer.split_first_chunk::<4>() else { return Ok(None) };
         let bytes = u32::from_be_bytes(*head) as usize;
         if bytes > FRAME_BYTES_MAX {
             return Err(WireError::TooLong { bytes });
         }
         let Some(body) = rest.get(..bytes) else { return Ok(None) };
-        let message = serde_json::from_slice(body).map_err(WireError::Parse)?;
-        self.buffer.drain(..4 + bytes);
+        let body = body.to_vec();
+        self.buffer.drain(..body.len().saturating_add(4));
         if self.buffer.is_empty() {
             // An idle connection holds no memory.
             self.buffer = Vec::new();
         }
-        Ok(Some(message))
+        Ok(Some(body))
     }
 
     /// Bytes that wait for the rest of their message, or to be decoded.
@@ -76,11 +82,11 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Call, Request, Target};
+    use crate::protocol::{Call, Request};
 
     #[test]
     fn frames_survive_any_cut() {
-        let call = Call { seq: 7, request: Request::Wait { target: Target::exec("c1", "e1") } };
+        let call = Call { seq: 7, request: Request::Wait { id: "c1".into(), exec_id: Some("e1".into()) } };
         let mut bytes = encode(&call).unwrap();
         bytes.extend(encode(&Call { seq: 8, request: Request::Info }).unwrap());
         for cut in 0..bytes.len() {
@@ -104,13 +110,16 @@ mod tests {
         assert!(matches!(decoder.decode::<Call>(), Err(WireError::TooLong { .. })));
         let mut decoder = Decoder::default();
         decoder.push(b"\0\0\0\x02{]");
+        decoder.push(&encode(&Call { seq: 3, request: Request::Info }).unwrap());
         assert!(matches!(decoder.decode::<Call>(), Err(WireError::Parse(_))));
+        // The frame was whole: the next one is in step.
+        assert_eq!(decoder.decode::<Call>().unwrap().unwrap().seq, 3);
         assert!(encode(&"x".repeat(FRAME_BYTES_MAX)).is_err());
     }
 
     #[test]
     fn the_wire_format_is_as_documented() {
-        let call = Call { seq: 1, request: Request::Signal { target: Target::container("c"), signal: 15, all: false } };
+        let call = Call { seq: 1, request: Request::Signal { id: "c".into(), exec_id: None, signal: 15, all: false } };
         assert_eq!(
             &encode(&call).unwrap()[4..],
             br#"{"seq":1,"request":{"op":"signal","id":"c","signal":15,"all":false}}"#

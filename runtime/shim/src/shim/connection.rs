@@ -8,9 +8,9 @@ use super::server::Source;
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use runtime_linux::fd_passing;
-use runtime_shim::protocol::{Call, Message};
+use runtime_shim::protocol::{Call, Message, OLDEST, PROTOCOL};
 use runtime_shim::wire::{Decoder, encode};
-use runtime_shim::{Event, Failure, Reply};
+use runtime_shim::{Event, Failure, FailureCode, Reply};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -30,6 +30,8 @@ pub(crate) struct Connection {
     queue: VecDeque<Frame>,
     queued_bytes: usize,
     pub(crate) subscribed: bool,
+    /// What its client speaks.
+    pub(crate) protocol: u32,
     /// A request is being worked on; the next is taken once it is answered.
     pub(crate) waits: bool,
     lost: u64,
@@ -46,6 +48,30 @@ struct Frame {
 #[derive(Debug)]
 pub(crate) struct Gone;
 
+/// What a frame asks.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    Call(Call),
+    /// Not understood: the request's number, and the answer to it.
+    Refused(u64, Failure),
+}
+
+/// `None` for what has not even a number.
+fn parse(body: &[u8]) -> Option<Asked> {
+    /// Of any version's request.
+    #[derive(serde::Deserialize)]
+    struct Envelope {
+        seq: u64,
+    }
+    let error = match serde_json::from_slice::<Call>(body) {
+        Ok(call) => return Some(Asked::Call(call)),
+        Err(error) => error,
+    };
+    let envelope: Envelope = serde_json::from_slice(body).ok()?;
+    let message = format!("this shim (protocol {PROTOCOL}) does not understand the request: {error}");
+    Some(Asked::Refused(envelope.seq, Failure { code: FailureCode::Unsupported, message }))
+}
+
 impl Connection {
     pub(crate) fn new(stream: UnixStream, source: Source, reactor: &mut Reactor<Source>) -> Result<Self, Gone> {
         stream.set_nonblocking(true).map_err(|_| Gone)?;
@@ -58,6 +84,7 @@ impl Connection {
             queue: VecDeque::new(),
             queued_bytes: 0,
             subscribed: false,
+            protocol: OLDEST,
             waits: false,
             lost: 0,
         })
@@ -77,12 +104,27 @@ impl Connection {
         }
     }
 
-    /// The next whole request, unless answers have piled up or the last one is being worked on.
-    pub(crate) fn next_call(&mut self) -> Result<Option<Call>, Gone> {
+    /// The next whole request, unless answers have piled up or the last one is being worked on; or the number of one that cannot be
+    /// understood, with the answer to it.
+    pub(crate) fn next_call(&mut self) -> Result<Option<Asked>, Gone> {
         if self.queued_bytes > QUEUE_BYTES_MAX || self.waits {
             return Ok(None);
         }
-        self.decoder.decode().map_err(|_| Gone)
+        let Some(body) = self.decoder.frame().map_err(|_| Gone)? else { return Ok(None) };
+        match parse(&body) {
+            Some(Asked::Refused(seq, failure)) => {
+                // Whose they are is not known, so they are nobody's.
+                self.fds.clear();
+                Ok(Some(Asked::Refused(seq, failure)))
+            }
+            Some(call) => Ok(Some(call)),
+            None => Err(Gone),
+        }
+    }
+
+    /// Bytes of requests that are not whole yet, or wait.
+    pub(crate) fn buffered(&self) -> usize {
+        self.decoder.buffered()
     }
 
     pub(crate) fn answer(&mut self, seq: u64, result: Result<Reply, Failure>, fd: Option<OwnedFd>) {
@@ -98,8 +140,19 @@ impl Connection {
     }
 
     fn push(&mut self, message: &Message, fd: Option<OwnedFd>) {
-        // A message of ours is always valid JSON; an Info beyond the frame limit would be 4 MiB of containers.
-        let Ok(bytes) = encode(message) else { return };
+        let bytes = match (encode(message), message) {
+            (Ok(bytes), _) => bytes,
+            (Err(error), Message::Reply { seq, .. }) => {
+                // Beyond the frame limit: its client must not wait for ever.
+                let failure =
+                    Failure { code: FailureCode::Exhausted, message: format!("the answer is too long: {error}") };
+                match encode(&Message::Reply { seq: *seq, result: Err(failure) }) {
+                    Ok(bytes) => bytes,
+                    Err(_) => return,
+                }
+            }
+            (Err(_), Message::Event(_)) => return self.lost = self.lost.saturating_add(1),
+        };
         self.queued_bytes += bytes.len();
         self.queue.push_back(Frame { bytes, sent: 0, fd });
     }

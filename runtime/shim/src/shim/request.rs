@@ -7,6 +7,7 @@ use super::server::{Server, WAITERS_MAX, Waiter};
 use super::stdio::{ATTACHED_MAX, Ends};
 use runtime_linux::pidfd;
 use runtime_linux::terminal::{self, Size};
+use runtime_shim::protocol::{Greeting, OLDEST, PROTOCOL};
 use runtime_shim::{Exec, Failure, FailureCode, Reply, Request, Target};
 use std::os::fd::OwnedFd;
 
@@ -15,7 +16,8 @@ impl Server {
     pub(crate) fn dispatch(&mut self, asked: Asked, request: Request) -> Option<Result<Reply, Failure>> {
         let number = asked.connection;
         Some(match request {
-            Request::Wait { target } => match self.wait(asked, target) {
+            Request::Hello { protocol } => self.greet(number, protocol),
+            Request::Wait { id, exec_id } => match self.wait(asked, Target { id, exec_id }) {
                 Ok(None) => return None,
                 Ok(Some(reply)) => Ok(reply),
                 Err(failure) => Err(failure),
@@ -58,6 +60,18 @@ impl Server {
         })
     }
 
+    fn greet(&mut self, number: u64, protocol: u32) -> Result<Reply, Failure> {
+        if protocol < OLDEST {
+            let message =
+                format!("this shim serves clients of protocol {OLDEST} and newer, not {protocol}: upgrade the daemon");
+            return Err(failure(FailureCode::Unsupported, message));
+        }
+        if let Some(connection) = self.connection(number) {
+            connection.protocol = protocol;
+        }
+        Ok(Reply::Hello(Greeting { protocol: PROTOCOL, oldest: OLDEST }))
+    }
+
     /// The descriptors a request announced, in their places.
     fn take_fds(&mut self, number: u64, wanted: [bool; 3]) -> Result<[Option<OwnedFd>; 3], Failure> {
         let mut fds = [None, None, None];
@@ -73,7 +87,7 @@ impl Server {
     fn simple(&mut self, request: Request) -> Result<Reply, Failure> {
         match request {
             Request::Info => return Ok(Reply::Info(Box::new(self.info()))),
-            Request::Signal { target, signal, all } => self.signal(&target, signal, all)?,
+            Request::Signal { id, exec_id, signal, all } => self.signal(&Target { id, exec_id }, signal, all)?,
             Request::Resize { id, columns, rows } => {
                 let (container, _) = self.container(&id)?;
                 let Some(master) = container.stdio.terminal().filter(|_| container.terminal) else {
@@ -102,7 +116,8 @@ impl Server {
                     .map_err(|error| oci_failure(&format!("update container {id}"), &error))?;
             }
             // Taken in `dispatch`, which knows who asked.
-            Request::Wait { .. }
+            Request::Hello { .. }
+            | Request::Wait { .. }
             | Request::Create(_)
             | Request::Start { .. }
             | Request::Exec(_)

@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing here waits for a client or a container: what takes time is a conversation or a deletion, each with a deadline.
 
-use super::connection::{Connection, Gone};
+use super::connection::{self, Connection, Gone};
 use super::container::{Container, chain, failure, note};
 use super::conversation::{Asked, Talking};
 use super::deletion::Deletion;
@@ -30,8 +30,13 @@ use std::time::{Duration, Instant};
 
 /// More clients than this are turned away.
 const CONNECTIONS_MAX: usize = 256;
+/// What all clients' unfinished requests may hold together, and what one may hold without being counted.
+const BUFFERS_BYTES_MAX: usize = 16 << 20;
+const BUFFER_BYTES_FREE: usize = 64 * 1024;
 /// How long no connection is taken when descriptors or memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// The protocol of the first clients that know of it.
+const PAUSE_EXITED_SINCE: u32 = 2;
 /// How soon a record that could not be written is tried again; doubled each time up to the second.
 const SAVE_FIRST: Duration = Duration::from_secs(1);
 const SAVE_LAST: Duration = Duration::from_secs(30);
@@ -286,12 +291,20 @@ impl Server {
     fn talk(&mut self, number: u64, readable: bool) -> Result<(), Gone> {
         if readable {
             self.connections.get_mut(&number).ok_or(Gone)?.receive()?;
+            self.bound_buffers(number)?;
         }
         loop {
             // Found anew each time: a request may send events to this very connection.
             let connection = self.connections.get_mut(&number).ok_or(Gone)?;
             connection.flush(&mut self.reactor)?;
             let Some(call) = connection.next_call()? else { return Ok(()) };
+            let call = match call {
+                connection::Asked::Call(call) => call,
+                connection::Asked::Refused(seq, failure) => {
+                    connection.answer(seq, Err(failure), None);
+                    continue;
+                }
+            };
             let asked = Asked { connection: number, seq: call.seq };
             connection.waits = !matches!(call.request, Request::Wait { .. });
             if let Some(result) = self.dispatch(asked, call.request) {
@@ -300,6 +313,23 @@ impl Server {
                 connection.answer(asked.seq, result, None);
             }
         }
+    }
+
+    /// Requests that are not whole yet, of all clients together: whose comes on top of too many is turned away.
+    fn bound_buffers(&mut self, number: u64) -> Result<(), Gone> {
+        let connection = self.connections.get_mut(&number).ok_or(Gone)?;
+        if connection.buffered() <= BUFFER_BYTES_FREE {
+            return Ok(());
+        }
+        let all: usize = self.connections.values().map(Connection::buffered).sum();
+        if all <= BUFFERS_BYTES_MAX {
+            return Ok(());
+        }
+        let message = format!("requests of more than {BUFFERS_BYTES_MAX} bytes are on their way already");
+        let connection = self.connections.get_mut(&number).ok_or(Gone)?;
+        connection.answer(CONNECTION_SEQ, Err(failure(FailureCode::Exhausted, message)), None);
+        let _told_if_it_can_be = connection.flush(&mut self.reactor);
+        Err(Gone)
     }
 
     /// An answer that took its time; what the client has asked since comes next.
@@ -373,7 +403,11 @@ impl Server {
         note(&format!("the pod's pause process {pid} has ended: {exit:?}"));
         self.pod.pause = None;
         self.pod.pause_lost = true;
-        self.tell(&Event::PauseExited { pid, code: exit.code() });
+        let event = Event::PauseExited { pid, code: exit.code() };
+        for connection in self.connections.values_mut().filter(|c| c.subscribed && c.protocol >= PAUSE_EXITED_SINCE) {
+            connection.tell(&event);
+            let _noticed_later = connection.flush(&mut self.reactor);
+        }
     }
 
     /// Output first, then the record on disk, then word to everyone.

@@ -156,7 +156,7 @@ fn an_oom_kill_is_told_and_recorded() {
                 break;
             }
             Event::Oom { kills, .. } => assert_eq!(kills, 1),
-            other @ (Event::Lost { .. } | Event::PauseExited { .. }) => panic!("{other:?}"),
+            other @ (Event::Lost { .. } | Event::PauseExited { .. } | Event::Unknown) => panic!("{other:?}"),
         }
     }
 }

@@ -204,7 +204,7 @@ fn a_killed_shim_is_cleaned_up_and_the_pod_starts_anew() {
     assert!(client.info().is_err());
     assert!(Client::connect(&sandbox.dir()).unwrap_err().is_gone());
     assert!(sandbox.dir().join("ns/net").exists());
-    assert_eq!(runtime_shim::orphan::clean_up(&sandbox.dir()).unwrap(), []);
+    assert_eq!(runtime_shim::orphan::clean_up(&sandbox.dir()).unwrap().records, []);
     assert!(!sandbox.dir().join("ns").exists());
     assert!(!sandbox.container_cgroup("shim").exists());
     assert!(!Path::new(&format!("/proc/{}/exe", info.pause_pid.unwrap())).exists());
