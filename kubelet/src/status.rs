@@ -85,7 +85,8 @@ pub fn compute(
         pod_ip: pod_ips.first().cloned(),
         pod_ips: if pod_ips.is_empty() { None } else { Some(pod_ips.into_iter().map(|ip| PodIP { ip }).collect()) },
         start_time: observed.start_time.map(|t| Time(whole_seconds(t))),
-        qos_class: Some(resources::qos(&pod.spec).text().into()),
+        // The API server gave it, and takes no other afterwards.
+        qos_class: previous.and_then(|s| s.qos_class.clone()).or_else(|| Some(resources::qos(&pod.spec).text().into())),
         init_container_statuses: some(inits),
         container_statuses: some(regular),
         ephemeral_container_statuses: some(ephemeral),

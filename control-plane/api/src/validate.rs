@@ -101,7 +101,8 @@ fn changed(row: &Row, subresource: &str, new: &Object, old: &Object, causes: &mu
     match (row.group, row.kind) {
         ("", "Pod") => pod::check_update(subresource, new, old, causes),
         ("", "Service") => service::check_update(new, old, causes),
-        ("", "ConfigMap" | "Secret") => config::check_update(new, old, causes),
+        ("", "ConfigMap") => config::check_update(new, old, causes),
+        ("", "Secret") => config::check_secret_update(new, old, causes),
         ("", "Node") => node::check_update(new, old, causes),
         ("", "PersistentVolume") => storage::check_volume_update(new, old, causes),
         ("", "PersistentVolumeClaim") => storage::check_claim_update(new, old, causes),

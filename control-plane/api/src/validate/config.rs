@@ -85,11 +85,14 @@ fn docker_config(value: &Field<'_, '_>, causes: &mut Causes) {
     }
 }
 
+pub(super) fn check_secret_update(new: &Object, old: &Object, causes: &mut Causes) {
+    unchanged(new, old, &["type"], causes);
+    check_update(new, old, causes);
+}
+
+/// What is marked as immutable stays, and stays marked.
 pub(super) fn check_update(new: &Object, old: &Object, causes: &mut Causes) {
     const DETAIL: &str = "field is immutable when `immutable` is set";
-    if new.kind() == "Secret" || old.kind() == "Secret" {
-        unchanged(new, old, &["type"], causes);
-    }
     if old.bool_at(&["immutable"]) != Some(true) {
         return;
     }
