@@ -29,7 +29,10 @@ mod service;
 mod storage;
 mod syntax;
 mod volume;
+mod warning;
 mod workload;
+
+pub use warning::warnings;
 
 use serde_json::Value;
 

@@ -83,6 +83,16 @@ pub(super) fn check_network(field: &Field<'_, '_>, causes: &mut Causes) -> Optio
     found
 }
 
+/// Whether an address has no bits beyond a prefix: it is the network's own.
+pub(super) fn is_base(address: IpAddr, bits: u8) -> bool {
+    let (number, width) = match address {
+        IpAddr::V4(address) => (u128::from(address.to_bits()), 32_u32),
+        IpAddr::V6(address) => (address.to_bits(), 128),
+    };
+    let rest = width.saturating_sub(u32::from(bits));
+    number.trailing_zeros() >= rest || number == 0
+}
+
 /// Whether a network contains another that is of its family.
 pub(super) fn contains((outer, bits): (IpAddr, u8), (inner, inner_bits): (IpAddr, u8)) -> bool {
     let number = |address: IpAddr| match address {

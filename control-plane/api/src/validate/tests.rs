@@ -17,6 +17,8 @@ mod update;
 #[rustfmt::skip]
 mod volume;
 #[rustfmt::skip]
+mod warning;
+#[rustfmt::skip]
 mod workload;
 
 use serde_json::{Value, json};

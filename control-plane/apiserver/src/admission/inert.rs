@@ -2,7 +2,7 @@
 
 mod fields;
 
-use control_plane_api::{Object, schema};
+use control_plane_api::{Object, schema, validate};
 
 use crate::verb::Call;
 
@@ -54,7 +54,8 @@ const RECORDS: [(&str, &str); 13] = [
 pub(crate) fn warn_of_fields(call: &mut Call, object: &Object, live: Option<&Object>) {
     let row = call.row;
     let Some(of) = schema::find_kind(row.group, row.version, row.kind) else { return };
-    for warning in fields::find(of, object.as_map(), live.map(Object::as_map)) {
+    let asked = validate::warnings(row, object, live);
+    for warning in asked.into_iter().chain(fields::find(of, object.as_map(), live.map(Object::as_map))) {
         // A change that lost a race is made again.
         if !call.warnings.contains(&warning) {
             call.warnings.push(warning);

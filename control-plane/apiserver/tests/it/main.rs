@@ -14,4 +14,5 @@ mod in_process;
 mod kubectl;
 mod normal;
 mod proxy;
+mod rules;
 mod server;
