@@ -113,7 +113,17 @@ pub fn prepare_update(row: &Row, subresource: &str, new: &mut Object, old: &Obje
         "ephemeralcontainers" => only(new, old, &["spec", "ephemeralContainers"]),
         "resize" => resize(new, old),
         "finalize" => only(new, old, &["spec", "finalizers"]),
-        "approval" => only(new, old, &["status", "conditions"]),
+        // Who approves may note why, in annotations say: the metadata is the request's.
+        "approval" => {
+            let conditions = new.at(&["status", "conditions"]).cloned();
+            for key in keys_but(new, old, &["metadata", "apiVersion", "kind"]) {
+                new.copy_from(&key, old);
+            }
+            match conditions {
+                Some(conditions) => new.set(&["status", "conditions"], conditions),
+                None => drop(new.remove(&["status", "conditions"])),
+            }
+        }
         _ => {}
     }
     if has_generation(row) {
@@ -222,6 +232,19 @@ mod tests {
 
     fn object(value: Value) -> Object {
         Object::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn an_approval_sets_conditions_and_metadata_alone() {
+        let row = row("certificates.k8s.io", "v1", "certificatesigningrequests").unwrap();
+        let old = object(json!({"metadata": {"name": "r"}, "spec": {"request": "x"}, "status": {"certificate": "c"}}));
+        let mut new =
+            object(json!({"metadata": {"name": "r", "annotations": {"why": "asked"}}, "spec": {"request": "y"},
+            "status": {"certificate": "d", "conditions": [{"type": "Approved"}]}}));
+        prepare_update(row, "approval", &mut new, &old);
+        let expect = json!({"metadata": {"name": "r", "annotations": {"why": "asked"}}, "spec": {"request": "x"},
+            "status": {"certificate": "c", "conditions": [{"type": "Approved"}]}});
+        assert_eq!(new.into_value(), expect);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Admission: what the server adds to an object, and what it refuses although RBAC allows it. One file per subject.
 //!
-//! Order of `mutate`: namespace must live -> pod completion (account, tolerations, priority, limits) -> node. Reads only the cache.
+//! Order of `mutate`: namespace must live -> pod completion (account, class, tolerations, priority, limits) -> node. Reads only the cache.
 
 mod account;
 pub(crate) mod inert;
@@ -9,6 +9,8 @@ pub(crate) mod namespace;
 mod node;
 mod pod;
 mod rbac;
+mod runtime_class;
+mod signing;
 
 use control_plane_api::{Object, Row, Status};
 
@@ -47,6 +49,7 @@ pub(crate) async fn mutate(
             Operation::Create => {
                 limits::complete(call, object)?;
                 account::complete(call, object).await?;
+                runtime_class::complete(call, object)?;
                 pod::complete(call, object)?;
             }
             Operation::Update if subresource.is_empty() => pod::keep_on_update(object, live),
@@ -58,6 +61,12 @@ pub(crate) async fn mutate(
     }
     if is(row, "", "namespaces") {
         namespace::complete(object, operation);
+    }
+    if is(row, "certificates.k8s.io", "certificatesigningrequests") {
+        match operation {
+            Operation::Create => signing::complete(object, &call.user),
+            Operation::Update => signing::keep_on_update(object, live),
+        }
     }
     Ok(())
 }

@@ -20,7 +20,9 @@ use crate::{
 
 pub(crate) async fn serve(mut call: Call, request: Request<Body>) -> Outcome<Response<Body>> {
     let Some(sub) = call.row.subresource(&call.path.subresource) else { return Err(call.not_allowed()) };
-    if !sub.verbs.contains(&call.verb.as_str()) {
+    // A proxied application may be asked with any method; OPTIONS has no verb of its own.
+    let any_method = sub.name == "proxy" && request.method() == http::Method::OPTIONS;
+    if !any_method && !sub.verbs.contains(&call.verb.as_str()) {
         return Err(call.not_allowed());
     }
     match (call.row.resource, sub.name) {

@@ -18,7 +18,7 @@ const KINDS: [(&str, &str, &str); 22] = [
     ("networking.k8s.io", "ingresses", "no traffic follows it"),
     ("networking.k8s.io", "ipaddresses", "Services get their addresses without it"),
     ("networking.k8s.io", "servicecidrs", "Services get addresses of the instance's own network alone"),
-    ("node.k8s.io", "runtimeclasses", "there is one runtime, and pods reach it without a class"),
+    ("node.k8s.io", "runtimeclasses", "there is one runtime, whatever handler a class names"),
     ("networking.k8s.io", "networkpolicies", "no traffic is refused because of it"),
     ("", "persistentvolumeclaims", "no volume is bound to it"),
     ("", "persistentvolumes", "no claim is bound to it"),

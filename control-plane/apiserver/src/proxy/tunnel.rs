@@ -2,8 +2,11 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use bytes::BytesMut;
 use control_plane_api::{Reason, Status};
+use futures::StreamExt;
 use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
+use http_body_util::BodyExt;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::{
@@ -18,7 +21,11 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::target::{Scheme, Target};
+use super::{
+    log_socket,
+    rewrite::Rewrite,
+    target::{Scheme, Target},
+};
 use crate::{
     body::{self, Body},
     config::KubeletConfig,
@@ -31,6 +38,8 @@ use crate::{
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// What a kubelet says beyond this when it has no log is not told.
 const REFUSAL_BYTES_MAX: usize = 16 * 1024;
+/// A page of HTML beyond this is handed on with the links that it has.
+const PAGE_BYTES_MAX: usize = 4 << 20;
 /// Headers that belong to one hop, RFC 9110 section 7.6.1. Credentials were taken out where they were understood; see `authn.rs`.
 const NOT_FORWARDED: [header::HeaderName; 7] = [
     header::CONNECTION,
@@ -169,7 +178,11 @@ pub(super) async fn forward(call: &Call, target: Target, mut request: Request<Bo
             tracing::debug!(%error, "a proxied connection ended");
         }
     });
-    let upgrade = request.headers().get(header::UPGRADE).cloned();
+    let is_log = call.path.subresource == "log";
+    let log_socket = if is_log { log_socket::asked(request.headers())? } else { None };
+    // A log is plain for the kubelet, however it reaches the caller.
+    let upgrade = request.headers().get(header::UPGRADE).filter(|_| !is_log).cloned();
+    let log_caller = log_socket.as_ref().map(|_| hyper::upgrade::on(&mut request));
     let caller = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let uri: Uri = target
@@ -184,8 +197,16 @@ pub(super) async fn forward(call: &Call, target: Target, mut request: Request<Bo
         true => format!("[{}]:{}", target.host, target.port),
         false => format!("{}:{}", target.host, target.port),
     };
+    let rewrite = rewrite(call, &parts.uri, &parts.headers, &host);
     if let Ok(host) = host.parse() {
         outgoing.headers_mut().insert(header::HOST, host);
+    }
+    if rewrite.is_some() {
+        // A page in a form that can be read.
+        outgoing.headers_mut().remove(header::ACCEPT_ENCODING);
+        if let Ok(uri) = parts.uri.path().parse() {
+            outgoing.headers_mut().insert("x-forwarded-uri", uri);
+        }
     }
     if let Some(protocol) = upgrade {
         outgoing.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
@@ -202,10 +223,13 @@ pub(super) async fn forward(call: &Call, target: Target, mut request: Request<Bo
         *response.headers_mut() = answer.headers().clone();
         return Ok(response);
     }
-    if call.path.subresource == "log" && !answer.status().is_success() {
+    if is_log && !answer.status().is_success() {
         return Err(refusal(answer).await.into());
     }
     let (mut parts, body) = answer.into_parts();
+    if let (Some(asked), Some(caller)) = (log_socket, log_caller) {
+        return Ok(log_socket::serve(asked, caller, body, sender));
+    }
     parts.headers.remove(header::CONNECTION);
     parts.headers.remove(header::TRANSFER_ENCODING);
     // The sender lives as long as the body: dropping it would end the connection under a followed log.
@@ -213,7 +237,61 @@ pub(super) async fn forward(call: &Call, target: Target, mut request: Request<Bo
         let _ = &sender;
         frame
     });
-    Ok(Response::from_parts(parts, body::boxed(held)))
+    match rewrite {
+        Some(rewrite) => Ok(rewritten(&rewrite, parts, body::boxed(held)).await),
+        None => Ok(Response::from_parts(parts, body::boxed(held))),
+    }
+}
+
+/// How the links of a proxied application lead back through the proxy; `None` for what is no application.
+fn rewrite(call: &Call, uri: &Uri, headers: &HeaderMap, host: &str) -> Option<Rewrite> {
+    if call.path.subresource != "proxy" || call.row.resource == "nodes" {
+        return None;
+    }
+    let prefix = uri.path().strip_suffix(call.path.rest.as_str())?.trim_end_matches('/').to_owned();
+    let asked = headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+    let asked = asked.or_else(|| uri.authority().map(ToString::to_string));
+    Some(Rewrite { prefix, hosts: std::iter::once(host.to_owned()).chain(asked).collect() })
+}
+
+/// The answer with its links led through the proxy. A page that is too large to hold is passed on as it is.
+async fn rewritten(rewrite: &Rewrite, mut parts: http::response::Parts, mut page: Body) -> Response<Body> {
+    let location = parts.headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
+    if let Some(led) = location.and_then(|url| rewrite.url(url))
+        && let Ok(led) = led.parse()
+    {
+        parts.headers.insert(header::LOCATION, led);
+    }
+    let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let is_page = text(header::CONTENT_TYPE).split(';').next().unwrap_or("").trim().eq_ignore_ascii_case("text/html");
+    let is_packed = !matches!(text(header::CONTENT_ENCODING), "" | "identity");
+    if !is_page || is_packed {
+        return Response::from_parts(parts, page);
+    }
+    let mut read = BytesMut::new();
+    while read.len() <= PAGE_BYTES_MAX {
+        match page.frame().await.map(|frame| frame.map(http_body::Frame::into_data)) {
+            Some(Ok(Ok(data))) => read.extend_from_slice(&data),
+            // Trailers end a body.
+            Some(Ok(Err(_))) | None => {
+                let whole = rewrite.html(&read);
+                parts.headers.remove(header::CONTENT_LENGTH);
+                return Response::from_parts(parts, body::full(whole));
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a proxied page broke off");
+                parts.status = StatusCode::BAD_GATEWAY;
+                parts.headers.remove(header::CONTENT_LENGTH);
+                return Response::from_parts(parts, body::empty());
+            }
+        }
+    }
+    let first = futures::stream::iter([Ok(http_body::Frame::data(read.freeze()))]);
+    let rest = futures::stream::unfold(page, |mut page| async move {
+        let frame = page.frame().await?;
+        Some((frame, page))
+    });
+    Response::from_parts(parts, http_body_util::StreamBody::new(first.chain(rest)).boxed_unsync())
 }
 
 /// A kubelet says in plain text why there is no log; clients understand a `Status`.

@@ -418,3 +418,48 @@ async fn what_happens_is_counted_under_the_names_that_dashboards_know() {
     }
     drop(watch);
 }
+
+#[tokio::test]
+async fn a_signing_request_says_who_asks_and_an_approval_why() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    let uri = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let pem = "-----BEGIN CERTIFICATE REQUEST-----\nAA==\n-----END CERTIFICATE REQUEST-----\n";
+    use base64::Engine as _;
+    let request = base64::engine::general_purpose::STANDARD.encode(pem);
+    let object = json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": "r"},
+        "spec": {"request": request, "signerName": "example.com/s", "usages": ["client auth"], "username": "somebody-else"}});
+    let (code, made) = caller.json("POST", uri, object).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(made["spec"]["username"], "admin");
+    assert_eq!(made["spec"]["groups"], json!(["system:masters", "system:authenticated"]));
+    let media = "application/merge-patch+json";
+    let approved = json!({"type": "Approved", "status": "True", "reason": "r", "message": "m"});
+    let patch = json!({"metadata": {"annotations": {"why": "asked"}}, "status": {"conditions": [approved]}});
+    let (code, approved) = caller.typed("PATCH", &format!("{uri}/r/approval"), media, patch).await;
+    assert_eq!(code, 200, "{approved}");
+    assert_eq!(approved["metadata"]["annotations"]["why"], "asked");
+    assert_eq!(approved["status"]["conditions"][0]["type"], "Approved");
+    let patch = json!({"spec": {"username": "somebody-else"}});
+    let (_, same) = caller.typed("PATCH", &format!("{uri}/r"), media, patch).await;
+    assert_eq!(same["spec"]["username"], "admin", "{same}");
+}
+
+#[tokio::test]
+async fn a_runtime_class_must_exist() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    caller.json("POST", "/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"runtimeClassName": "heavy", "containers": [{"name": "c", "image": "i"}]}})
+    };
+    let (code, refused) = caller.json("POST", pods, pod("a")).await;
+    assert_eq!(code, 403, "{refused}");
+    let class = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "heavy"}, "handler": "runc",
+        "overhead": {"podFixed": {"memory": "64Mi"}}});
+    assert_eq!(caller.json("POST", "/apis/node.k8s.io/v1/runtimeclasses", class).await.0, 201);
+    let (code, made) = caller.json("POST", pods, pod("a")).await;
+    assert_eq!((code, &made["spec"]["overhead"]), (201, &json!({"memory": "64Mi"})), "{made}");
+}

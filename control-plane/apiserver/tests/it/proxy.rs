@@ -116,3 +116,66 @@ async fn an_upgrade_is_tunnelled_both_ways() {
     assert!(seen.starts_with("HTTP/1.1 101"), "{seen}");
     assert!(seen.contains("GET /exec/default/p/c?input=1&output=1&tty=1&command=ls&command=-l\n"), "{seen}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_comes_over_a_websocket_as_it_was_asked_for() {
+    use futures::StreamExt;
+    use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+    let server = with_pod().await;
+    let line = "GET /containerLogs/default/p/c?tailLines=1 false\n";
+    let base64 = "R0VUIC9jb250YWluZXJMb2dzL2RlZmF1bHQvcC9jP3RhaWxMaW5lcz0xIGZhbHNlCg==";
+    for (protocol, expect) in [
+        (None, Ok(Message::binary(line))),
+        (Some("binary.k8s.io"), Ok(Message::binary(line))),
+        (Some("other, base64.binary.k8s.io"), Ok(Message::text(base64))),
+        (Some("other"), Err(400)),
+    ] {
+        let mut request =
+            "wss://localhost/api/v1/namespaces/default/pods/p/log?tailLines=1".into_client_request().unwrap();
+        let token = format!("Bearer {}", crate::server::ADMIN_TOKEN);
+        request.headers_mut().insert(header::AUTHORIZATION, token.parse().unwrap());
+        if let Some(protocol) = protocol {
+            request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol.parse().unwrap());
+        }
+        let connected = tokio_tungstenite::client_async(request, server.connect_tls().await).await;
+        match (connected, expect) {
+            (Ok((mut socket, _)), Ok(expect)) => {
+                assert_eq!(socket.next().await.unwrap().unwrap(), expect, "{protocol:?}");
+                assert!(socket.next().await.unwrap().unwrap().is_close(), "{protocol:?}");
+            }
+            (Err(tokio_tungstenite::tungstenite::Error::Http(answer)), Err(code)) => {
+                assert_eq!(answer.status().as_u16(), code, "{protocol:?}");
+            }
+            (found, _) => panic!("{protocol:?}: {found:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_proxy_leads_nowhere_but_to_pods() {
+    use crate::http::{Caller, NONE};
+    let server = with_pod().await;
+    let mut admin = Caller::of(&server);
+    let pods = "/api/v1/namespaces/default/pods/p";
+    let media = "application/merge-patch+json";
+    for address in ["127.0.0.1", "169.254.169.254", "::1", "224.0.0.1", "0.0.0.0"] {
+        let status = json!({"status": {"podIP": address, "podIPs": [{"ip": address}]}});
+        let (code, answer) = admin.typed("PATCH", &format!("{pods}/status"), media, status).await;
+        // A status that validation refuses leads nowhere either.
+        assert!(code == 200 || code == 422, "{address}: {answer}");
+        if code == 422 {
+            continue;
+        }
+        for method in ["GET", "POST", "OPTIONS", "HEAD"] {
+            let found = admin.send(method, &format!("{pods}/proxy/x"), NONE, Vec::new()).await;
+            assert_eq!(found.status(), 400, "{method} {address}");
+        }
+    }
+    let bare = admin.send("GET", &format!("{pods}/proxy?a=b"), NONE, Vec::new()).await;
+    assert_eq!(
+        (bare.status().as_u16(), bare.headers()[header::LOCATION].to_str().unwrap()),
+        (301, &*format!("{pods}/proxy/?a=b"))
+    );
+    let other_port = admin.send("GET", "/api/v1/nodes/node-1:22/proxy/", NONE, Vec::new()).await;
+    assert_eq!(other_port.status(), 400, "the node's address is the loopback here");
+}
