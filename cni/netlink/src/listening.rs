@@ -166,6 +166,13 @@ fn parse_line(line: &str, transport: Transport) -> Option<SocketAddr> {
     Some(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?))
 }
 
+/// What a fuzzer calls: any bytes as the kernel's description of a socket.
+#[doc(hidden)]
+pub fn read_any(bytes: &[u8]) {
+    let _ = local_address(bytes);
+    let _ = parse_line(&String::from_utf8_lossy(bytes), Transport::Udp);
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket};

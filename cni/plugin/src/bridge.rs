@@ -41,6 +41,12 @@ pub fn run(request: &Request) -> Result<Value, PluginError> {
     }
 }
 
+pub(crate) fn plan_any(request: &Request) -> Result<(), PluginError> {
+    let config = request.config_as::<BridgeConfig>()?.validate()?;
+    wiring::requested_mac(request, &config)?;
+    wiring::complete(&config, &mut request.previous.clone().unwrap_or_default())
+}
+
 fn add(request: &Request, config: &BridgeConfig) -> Result<AddResult, PluginError> {
     request.check_args()?;
     let namespace = request.namespace()?;

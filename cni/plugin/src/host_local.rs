@@ -138,6 +138,14 @@ pub fn gc(request: &Request) -> Result<(), PluginError> {
     open(&directory)?.retain(&valid).map_err(|error| lease_error(&error))
 }
 
+pub(crate) fn plan_any(request: &Request) -> Result<(), PluginError> {
+    let plan = plan(request)?;
+    plan.requested(request)?;
+    // However many addresses a range has, the next one is found at once.
+    let _first: Vec<_> = plan.sets.iter().map(|set| set.candidates(None).next()).collect();
+    Ok(())
+}
+
 fn place(request: &Request) -> Result<(PathBuf, Attachment), PluginError> {
     let ipam: IpamConfig = request.config_as::<Config>()?.ipam;
     let directory = ipam.data_dir.unwrap_or_else(|| DATA_DIRECTORY.into()).join(&request.name);

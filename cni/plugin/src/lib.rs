@@ -112,3 +112,23 @@ pub(crate) fn failed(code: Code, what: &str, error: &dyn std::error::Error) -> P
     }
     PluginError::new(code, message)
 }
+
+/// What a fuzzer calls: any bytes as the input of every plugin, up to where it would touch the machine; what was wrong.
+#[doc(hidden)]
+pub fn plan_any(input: &[u8]) -> Vec<PluginError> {
+    let get = |key: &str| match key {
+        "CNI_COMMAND" => Some(OsString::from("ADD")),
+        "CNI_CONTAINERID" => Some("fuzz".into()),
+        "CNI_IFNAME" => Some("eth0".into()),
+        "CNI_NETNS" => Some("/dev/null".into()),
+        _ => None,
+    };
+    let request = Environment::parse(get).and_then(|environment| Request::parse(environment, input));
+    match request {
+        Err(error) => vec![error],
+        Ok(request) => {
+            let plans = [bridge::plan_any(&request), host_local::plan_any(&request), portmap::plan_any(&request)];
+            plans.into_iter().filter_map(Result::err).collect()
+        }
+    }
+}

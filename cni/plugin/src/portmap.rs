@@ -100,6 +100,12 @@ fn owner_of(attachment: &Attachment) -> String {
     format!("{id} {}", attachment.if_name)
 }
 
+pub(crate) fn plan_any(request: &Request) -> Result<(), PluginError> {
+    let config: Config = request.config_as()?;
+    let mappings = &config.runtime_config.port_mappings;
+    mappings.iter().try_for_each(|mapping| element(mapping, Ipv4Addr::LOCALHOST, "fuzz").map(drop))
+}
+
 fn add(table: &str, config: &Config, owner: &str, previous: &AddResult) -> Result<(), PluginError> {
     let mappings: Vec<&PortMapping> =
         config.runtime_config.port_mappings.iter().filter(|mapping| mapping.host_port != 0).collect();

@@ -127,6 +127,20 @@ pub(crate) struct Wishes {
     /// Addresses of Services [default: 10.43.0.0/16]
     #[arg(long, visible_alias = "service-cidr-range", value_name = "CIDR")]
     pub service_cidr: Option<Cidr>,
+    #[command(flatten)]
+    pub cni: CniDirs,
+}
+
+/// Another network than Sampan's own: who puts plugins and configurations there decides what pods are attached to.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct CniDirs {
+    /// Look for CNI plugins here first; without DIR in /opt/cni/bin [default: only Sampan's own]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "/opt/cni/bin")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Take the first network configuration of this directory and write none; without DIR of /etc/cni/net.d
+    /// [default: Sampan's own network]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: Option<PathBuf>,
 }
 
 /// The decided names and numbers of one instance, as kept in `instance.json`.
@@ -142,6 +156,12 @@ pub(crate) struct Instance {
     pub pod_cidr: Cidr,
     pub service_cidr: Cidr,
     pub bridge: String,
+    /// Where plugins are looked for before Sampan's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Where somebody else decides on the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni_conf_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -168,6 +188,11 @@ pub(crate) enum InstanceError {
     NetworkTaken { network: Cidr, purpose: &'static str, link: String },
     #[error("look for this instance's network")]
     Look(#[source] cni_services::network::NetworkError),
+    #[error(
+        "pods ({pods}) and Services ({services}) would share addresses; give networks apart from each other with --pod-cidr \
+         and --service-cidr (an instance that has them already: `sampan down --purge` first)"
+    )]
+    Overlap { pods: Cidr, services: Cidr },
     #[error("no free network found for {what}: give one with {flag}")]
     NoNetwork { what: &'static str, flag: &'static str },
     #[error(
@@ -198,9 +223,13 @@ impl Instance {
         if let Some(mut kept) = Self::load(layout)? {
             kept.agrees(wishes)?;
             // Ports are in nothing that lasts: kubeconfigs and the node's record are written at every start.
-            let ports = (wishes.api_port.unwrap_or(kept.api_port), wishes.kubelet_port.unwrap_or(kept.kubelet_port));
-            if ports != (kept.api_port, kept.kubelet_port) {
-                (kept.api_port, kept.kubelet_port) = ports;
+            // Nor are the directories of another network: pods keep the list that they were attached by.
+            let before = kept.clone();
+            kept.api_port = wishes.api_port.unwrap_or(kept.api_port);
+            kept.kubelet_port = wishes.kubelet_port.unwrap_or(kept.kubelet_port);
+            kept.cni_bin_dir = wishes.cni.cni_bin_dir.clone().or(kept.cni_bin_dir);
+            kept.cni_conf_dir = wishes.cni.cni_conf_dir.clone().or(kept.cni_conf_dir);
+            if kept != before {
                 kept.save(layout)?;
             }
             return Ok(kept);
@@ -237,16 +266,8 @@ impl Instance {
     fn decide(layout: &Layout, wishes: &Wishes) -> Result<Self, InstanceError> {
         let name = layout.name();
         let alone = layout.root.is_none();
-        let taken: Vec<Cidr> = crate::cidr::routed().into_iter().map(|route| route.network).collect();
-        let pod_cidr = match wishes.pod_cidr {
-            Some(cidr) => cidr,
-            None => free_network(42, &taken).ok_or(InstanceError::NoNetwork { what: "pods", flag: "--pod-cidr" })?,
-        };
-        let service_cidr = match wishes.service_cidr {
-            Some(cidr) => cidr,
-            None => free_network(if alone { 43 } else { pod_cidr.network().octets()[1].saturating_add(1) }, &taken)
-                .ok_or(InstanceError::NoNetwork { what: "Services", flag: "--service-cidr" })?,
-        };
+        let routed = crate::cidr::routed().into_iter().map(|route| route.network).collect();
+        let (pod_cidr, service_cidr) = networks(wishes, alone, routed)?;
         let port = |wish: Option<u16>, usual: u16, purpose, flag| match wish {
             Some(port) => check_port(port, purpose, flag),
             None if alone => check_port(usual, purpose, flag),
@@ -263,6 +284,8 @@ impl Instance {
             // Interface names have 15 characters at most: `sampan-` and four digits fit with a number behind.
             bridge: format!("{name}0"),
             name,
+            cni_bin_dir: wishes.cni.cni_bin_dir.clone(),
+            cni_conf_dir: wishes.cni.cni_conf_dir.clone(),
         })
     }
 
@@ -290,6 +313,7 @@ impl Instance {
 
     /// Another instance, or a cable, may have come while this one was down. With anything of it in place it was not down.
     pub(crate) fn check_networks(&self) -> Result<(), InstanceError> {
+        apart(self.pod_cidr, self.service_cidr)?;
         if cni_services::network::stands(&self.name, &self.bridge).map_err(InstanceError::Look)? {
             return Ok(());
         }
@@ -362,9 +386,31 @@ fn default_source_address(pod_cidr: Cidr) -> Ipv4Addr {
     }
 }
 
-/// The first free `10.N.0.0/16` from `10.first.0.0/16` on.
+/// The networks of pods and Services: those wished for, else free ones that are neither anybody's nor each other's.
+fn networks(wishes: &Wishes, alone: bool, mut taken: Vec<Cidr>) -> Result<(Cidr, Cidr), InstanceError> {
+    taken.extend(wishes.service_cidr);
+    let pods = match wishes.pod_cidr {
+        Some(cidr) => cidr,
+        None => free_network(42, &taken).ok_or(InstanceError::NoNetwork { what: "pods", flag: "--pod-cidr" })?,
+    };
+    taken.push(pods);
+    let services = match wishes.service_cidr {
+        Some(cidr) => cidr,
+        None => free_network(if alone { 43 } else { pods.network().octets()[1].saturating_add(1) }, &taken)
+            .ok_or(InstanceError::NoNetwork { what: "Services", flag: "--service-cidr" })?,
+    };
+    apart(pods, services)?;
+    Ok((pods, services))
+}
+
+fn apart(pods: Cidr, services: Cidr) -> Result<(), InstanceError> {
+    if pods.overlaps(services) { Err(InstanceError::Overlap { pods, services }) } else { Ok(()) }
+}
+
+/// The first free `10.N.0.0/16` from `10.first.0.0/16` on, and from the beginning behind the last.
 fn free_network(first: u8, taken: &[Cidr]) -> Option<Cidr> {
     (first..=254)
+        .chain(1..first)
         .map(|second| Cidr::v4([10, second, 0, 0], 16))
         .find(|candidate| !taken.iter().any(|t| t.overlaps(*candidate)))
 }
@@ -480,6 +526,26 @@ mod tests {
             assert!(NODE_PORTS.0 <= first && first < last && last <= NODE_PORTS.1, "{first}-{last}");
             assert!(seen.insert(first), "10.{second}.0.0/16 begins where another does");
         }
+    }
+
+    #[test]
+    fn pods_and_services_never_share_a_network() {
+        let cidr = |second: u8| Cidr::v4([10, second, 0, 0], 16);
+        let check = |pods: Option<u8>, services: Option<u8>, taken: &[u8], alone: bool, expect: Option<(u8, u8)>| {
+            let wishes = Wishes { pod_cidr: pods.map(cidr), service_cidr: services.map(cidr), ..Wishes::default() };
+            let found = networks(&wishes, alone, taken.iter().map(|second| cidr(*second)).collect()).ok();
+            assert_eq!(found, expect.map(|(pods, services)| (cidr(pods), cidr(services))), "{wishes:?} {taken:?}");
+        };
+        check(None, None, &[], true, Some((42, 43)));
+        // A host with k3s, or any other 10.42.0.0/16.
+        check(None, None, &[42], true, Some((43, 44)));
+        check(None, None, &[42, 43], true, Some((44, 45)));
+        check(None, None, &[43], true, Some((42, 44)));
+        check(None, None, &[42], false, Some((43, 44)));
+        check(None, Some(42), &[], true, Some((43, 42)));
+        check(Some(43), None, &[], true, Some((43, 44)));
+        check(Some(254), None, &[], false, Some((254, 1)));
+        check(Some(50), Some(50), &[], true, None);
     }
 
     #[test]

@@ -61,7 +61,7 @@ enum Command {
     /// Run every part in this process: what `up` starts in the background
     Node(NodeArgs),
     /// Run the container runtime alone: what `run` starts in the background on a host without a cluster
-    Cri(NodeArgs),
+    Cri(CriArgs),
     #[command(flatten)]
     Bare(bare::Command),
 }
@@ -71,6 +71,14 @@ struct NodeArgs {
     /// Become a session of its own, and tell progress on standard output
     #[arg(long, hide = true)]
     detached: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct CriArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    #[command(flatten)]
+    cni: instance::CniDirs,
 }
 
 fn main() -> ExitCode {
@@ -94,7 +102,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Kubeconfig => up::print_kubeconfig(&layout)?,
         Command::Down(args) => down::run(&layout, &args)?,
         Command::Node(args) => daemon(Daemon::Node, layout, &args)?,
-        Command::Cri(args) => daemon(Daemon::Runtime, layout, &args)?,
+        Command::Cri(args) => {
+            host::require_root()?;
+            layout.create().context("make the instance's directories")?;
+            let wishes = instance::Wishes { cni: args.cni, ..instance::Wishes::default() };
+            instance::Instance::load_or_decide(&layout, &wishes)?;
+            daemon(Daemon::Runtime, layout, &args.node)?;
+        }
         Command::Bare(command) => return bare::run(&layout, command),
     }
     Ok(ExitCode::SUCCESS)

@@ -58,6 +58,9 @@ pub(crate) async fn run(layout: Layout, shutdown: CancellationToken, tell: Tell<
     Inventory::keep_first(&layout, &instance)?;
     cni_services::network::ensure_bridge(&instance.bridge)?;
     address::ensure(&instance)?;
+    if let Some(advice) = cni_services::firewall::advice(&instance.bridge) {
+        step(tell, "firewall", &advice);
+    }
     join_own_cgroup(&instance)?;
     let pki = Pki::ensure(&layout, &instance, SystemTime::now())?;
     kubeconfig::write(&layout.kubeconfig(), &kubeconfig::admin(&instance, &pki)?)?;

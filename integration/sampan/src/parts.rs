@@ -95,9 +95,10 @@ impl Parts {
             ("clusterCIDR", json!([instance.pod_cidr.to_string()])),
         ];
         let cni = runtime_cri::Cni {
-            conf_dir: layout.config.join("cni/net.d"),
-            bin_dirs: vec![layout.run.join("cni-bin")],
-            template: Some(runtime_cri::CniTemplate {
+            conf_dir: instance.cni_conf_dir.clone().unwrap_or_else(|| layout.config.join("cni/net.d")),
+            bin_dirs: instance.cni_bin_dir.iter().cloned().chain([layout.run.join("cni-bin")]).collect(),
+            // In somebody else's directory nothing is written.
+            template: instance.cni_conf_dir.is_none().then(|| runtime_cri::CniTemplate {
                 network: instance.name.clone(),
                 bridge: instance.bridge.clone(),
                 leases_dir: layout.run.join("leases"),
