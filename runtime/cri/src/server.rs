@@ -3,6 +3,7 @@
 //! RPCs that touch disk or processes run in the pool; one that has begun is finished even if its caller goes away, and what it was to
 //! make for that caller is undone, so no half-made thing is left because somebody lost patience. Looking is answered from memory.
 
+mod authority;
 mod image_service;
 mod runtime_service;
 
@@ -13,13 +14,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
 use runtime_cri_api::v1::image_service_server::ImageServiceServer;
 use runtime_cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use runtime_images::Images;
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
@@ -31,11 +32,15 @@ use crate::node::Node;
 use crate::private;
 use crate::record::{Records, SandboxRecord};
 use crate::sandbox::host_ports;
+use crate::server::authority::AnyAuthority;
 use crate::status::{Error, chain};
 use crate::streaming::{self, Streams};
 
 /// A request may carry a large environment; kubelets send up to this.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Items in one message of a streamed list.
 const PIECE_ITEMS: usize = 100;
@@ -155,10 +160,25 @@ pub async fn run_with_images(config: Config, images: Images, shutdown: Cancellat
     info!(socket = %socket.display(), "serving CRI v1");
     let serving = tonic::transport::Server::builder()
         .add_routes(server.routes())
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned());
+        .serve_with_incoming_shutdown(connections(listener), shutdown.cancelled_owned());
     let outcome = serving.await;
     let _ = fs::remove_file(&socket);
     outcome.map_err(|source| Error::Serve { path: socket, source })
+}
+
+/// Clients as they come; out of descriptors, those that wait are served when some are free again.
+fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<AnyAuthority<UnixStream>>> {
+    futures::stream::unfold(listener, |listener| async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((Ok(AnyAuthority::new(stream)), listener)),
+                Err(error) => {
+                    tracing::warn!(%error, "client not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    })
 }
 
 /// Replaces a socket that nobody serves; one that answers is another server's.

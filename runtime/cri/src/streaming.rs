@@ -11,6 +11,7 @@ pub(crate) mod channels;
 pub(crate) mod listener;
 mod port_forward;
 pub(crate) mod process;
+pub(crate) mod queue;
 mod remote_command;
 mod server;
 mod spdy;

@@ -7,13 +7,14 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
+use super::queue;
 use super::spdy::{StreamReader, StreamWriter};
 
 /// Bytes from the client.
 #[derive(Debug)]
 pub(crate) enum Input {
     Spdy(StreamReader),
-    WebSocket(mpsc::Receiver<Bytes>),
+    WebSocket(queue::Receiver),
 }
 
 /// Bytes to the client.

@@ -186,7 +186,7 @@ mod tests {
 
     /// Attaches to a container that never ends; true if the session does once its input has.
     async fn ends_with_input(leaves_after_stdin: bool) -> bool {
-        let (client, input) = tokio::sync::mpsc::channel(1);
+        let (client, input) = crate::streaming::queue::Room::new().channel();
         let (sink, _container) = tokio::io::duplex(64);
         let (_silent, source) = tokio::io::duplex(64);
         let (messages, _seen) = tokio::sync::mpsc::channel(1);
@@ -198,7 +198,7 @@ mod tests {
             exit: None,
             leaves_after_stdin,
         };
-        client.send(Bytes::from_static(b"last words")).await.unwrap();
+        assert!(client.send(Bytes::from_static(b"last words")).await);
         drop(client);
         let output = Output::WebSocket { channel: 1, messages };
         let session = drive(running, Some(Input::WebSocket(input)), Some(output), None, None);

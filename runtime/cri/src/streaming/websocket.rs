@@ -10,15 +10,19 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, coding::CloseCode};
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes, handshake::derive_accept_key};
 
 use super::channels::{Channels, Input, Output, Verdicts};
 use super::process::Wanted;
+use super::queue::{self, Room};
 
-/// Messages waiting for one channel's consumer, and for the socket.
+/// Messages waiting for the socket, each of a chunk at most.
 const QUEUE_MESSAGES_MAX: usize = 64;
+
+/// The longest message taken; kubectl sends 32 KiB at once. A longer one ends the session.
+const MESSAGE_BYTES_MAX: usize = 8 << 20;
 
 /// How long a client may take to answer our goodbye before the socket is closed.
 const GOODBYE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
@@ -61,7 +65,11 @@ pub(super) fn accept_key(headers: &HeaderMap) -> Option<String> {
 }
 
 pub(super) async fn open(upgraded: Upgraded) -> Socket {
-    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(MESSAGE_BYTES_MAX))
+        .max_write_buffer_size(MESSAGE_BYTES_MAX);
+    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await
 }
 
 /// Both directions of a socket by channel; `inputs` are those that the client may send on.
@@ -69,8 +77,9 @@ pub(super) fn split(socket: Socket, inputs: &[u8]) -> (HashMap<u8, Input>, mpsc:
     let (mut sink, mut stream) = socket.split();
     let (messages, mut outgoing) = mpsc::channel::<Message>(QUEUE_MESSAGES_MAX);
     let (mut senders, mut receivers) = (HashMap::new(), HashMap::new());
+    let room = Room::new();
     for channel in inputs {
-        let (sender, receiver) = mpsc::channel(QUEUE_MESSAGES_MAX);
+        let (sender, receiver) = room.channel();
         senders.insert(*channel, sender);
         receivers.insert(*channel, Input::WebSocket(receiver));
     }
@@ -116,7 +125,7 @@ fn goodbye() -> Message {
     Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
 }
 
-async fn route(senders: &mut HashMap<u8, mpsc::Sender<Bytes>>, mut data: Bytes) {
+async fn route(senders: &mut HashMap<u8, queue::Sender>, mut data: Bytes) {
     if data.is_empty() {
         return;
     }
@@ -129,7 +138,7 @@ async fn route(senders: &mut HashMap<u8, mpsc::Sender<Bytes>>, mut data: Bytes) 
     }
     if let Some(sender) = senders.get(&channel)
         && !data.is_empty()
-        && sender.send(data).await.is_err()
+        && !sender.send(data).await
     {
         senders.remove(&channel);
     }

@@ -10,6 +10,7 @@ mod files;
 mod image;
 mod life;
 mod network;
+mod peers;
 mod restart;
 mod server;
 mod streams;

@@ -72,6 +72,11 @@ impl Server {
         Self { runtime, images, dir, cgroup, process, loopback }
     }
 
+    /// The server's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Ends the server at once, whatever it does.
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();

@@ -83,7 +83,9 @@ async fn a_command_is_fed_heard_and_judged() {
 async fn a_terminal_has_its_size() {
     let mut server = Server::start().await;
     let (_, id) = running(&mut server, "exec sleep 1000").await;
-    let url = exec(&mut server, &id, "read line; stty size; tty", true, true).await;
+    // The size travels beside the input, so it may come later.
+    let script = "read line; while [ \"$(stty size)\" != '42 101' ]; do sleep 0.02; done; stty size; tty";
+    let url = exec(&mut server, &id, script, true, true).await;
     let mut session = open(&url, "v4.channel.k8s.io").await.unwrap();
     send(&mut session, 4, br#"{"Width":101,"Height":42}"#).await;
     send(&mut session, 0, b"go\n").await;
@@ -140,6 +142,37 @@ async fn a_port_is_forwarded_both_ways() {
     let [data, error, ..] = drain(&mut session).await;
     assert_eq!((data.as_slice(), error.as_slice()), (&b"heard words"[..], &b""[..]));
     echo.await.unwrap();
+}
+
+/// Kilobytes of the server's memory that are its own.
+fn resident(server: &Server) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = text.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// A command that never reads, and a client that never stops sending: the client is held up by its socket, not by our memory.
+#[tokio::test]
+async fn a_session_that_nobody_reads_costs_little_memory() {
+    let mut server = Server::start().await;
+    let (_, id) = running(&mut server, "exec sleep 1000").await;
+    let before = resident(&server);
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        let url = exec(&mut server, &id, "exec sleep 1000", true, false).await;
+        let mut session = open(&url, "v5.channel.k8s.io").await.unwrap();
+        let chunk = Bytes::from(vec![0; 1 << 20]);
+        let sent = async {
+            for _ in 0..200 {
+                session.send(Message::Binary(chunk.clone())).await?;
+            }
+            Ok::<_, tokio_tungstenite::tungstenite::Error>(())
+        };
+        assert!(tokio::time::timeout(std::time::Duration::from_secs(2), sent).await.is_err(), "200 MiB went somewhere");
+        sessions.push(session);
+    }
+    let grown = resident(&server).saturating_sub(before);
+    assert!(grown < 48 << 10, "{grown} KiB");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 //!     peer <- writer task <- Stream.writer (bounded)        FIN, RST    -> the stream's end, the connection goes on
 //!
 //! Invariant: only the writer task writes, so the encoder's zlib state advances in wire order. A reader whose consumer is slow
-//! stops the whole connection once its queue is full: the peer is paced by its socket.
+//! stops the whole connection once its room is full (`queue`): the peer is paced by its socket.
 
 use std::collections::HashMap;
 
@@ -14,14 +14,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
-use super::frame::{Frame, FrameError, reset};
+use super::frame::{Frame, FrameError, Parser, reset};
 use super::headers::{Decoder, Encoder, Headers, HeadersError};
+use crate::streaming::queue::{self, Room};
 
 /// Streams alive at once; a further one is refused. kubectl opens five, a port-forward two per connection.
 const STREAMS_MAX: usize = 1000;
-
-/// Data frames waiting for one stream's consumer.
-const QUEUE_FRAMES_MAX: usize = 256;
 
 /// Frames waiting for the socket.
 const OUTGOING_FRAMES_MAX: usize = 64;
@@ -66,7 +64,7 @@ pub(crate) struct Stream {
 #[derive(Debug)]
 pub(crate) struct StreamReader {
     stream: u32,
-    data: mpsc::Receiver<Bytes>,
+    data: queue::Receiver,
     out: mpsc::Sender<Outgoing>,
 }
 
@@ -103,8 +101,14 @@ impl Connection {
             }
         });
         tokio::spawn(async move {
-            let mut reader =
-                Reader { decoder: Decoder::new(), streams: HashMap::new(), last_stream: 0, accepted, out: out.clone() };
+            let mut reader = Reader {
+                decoder: Decoder::new(),
+                streams: HashMap::new(),
+                room: Room::new(),
+                last_stream: 0,
+                accepted,
+                out: out.clone(),
+            };
             let outcome = tokio::select! {
                 outcome = reader.run(read_half) => outcome,
                 () = cancelled.cancelled() => Ok(()),
@@ -166,7 +170,8 @@ impl StreamWriter {
 struct Reader {
     decoder: Decoder,
     /// Streams whose peer may still send.
-    streams: HashMap<u32, mpsc::Sender<Bytes>>,
+    streams: HashMap<u32, queue::Sender>,
+    room: Room,
     last_stream: u32,
     accepted: mpsc::Sender<Stream>,
     out: mpsc::Sender<Outgoing>,
@@ -175,8 +180,9 @@ struct Reader {
 impl Reader {
     async fn run<R: AsyncRead + Unpin>(&mut self, mut socket: R) -> Result<(), ConnectionError> {
         let mut buffer = BytesMut::with_capacity(16 * 1024);
+        let mut parser = Parser::default();
         loop {
-            while let Some(frame) = Frame::parse(&mut buffer)? {
+            while let Some(frame) = parser.next(&mut buffer)? {
                 self.handle(frame).await?;
             }
             if socket.read_buf(&mut buffer).await.map_err(ConnectionError::Read)? == 0 {
@@ -203,7 +209,7 @@ impl Reader {
             Frame::Data { stream, fin, data } => {
                 if let Some(sender) = self.streams.get(&stream)
                     && !data.is_empty()
-                    && sender.send(data).await.is_err()
+                    && !sender.send(data).await
                 {
                     // Nobody reads this stream any more: what comes is dropped, as after a closed pipe.
                     self.streams.remove(&stream);
@@ -236,7 +242,7 @@ impl Reader {
             self.answer(Frame::RstStream { stream, status: reset::REFUSED_STREAM }).await;
             return Ok(());
         }
-        let (sender, data) = mpsc::channel(QUEUE_FRAMES_MAX);
+        let (sender, data) = self.room.channel();
         if !fin {
             self.streams.insert(stream, sender);
         }

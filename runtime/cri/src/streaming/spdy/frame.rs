@@ -13,8 +13,8 @@ const HEADER_LENGTH: usize = 8;
 /// Largest control frame taken; a header block of this interface is below one kilobyte.
 const CONTROL_LENGTH_MAX: usize = 64 * 1024;
 
-/// Largest data frame taken; peers send at most 32 KiB.
-const DATA_LENGTH_MAX: usize = 4 * 1024 * 1024;
+/// Largest data frame: all that 24 bits can say. It is taken in pieces, see [`Parser`].
+const DATA_LENGTH_MAX: usize = (1 << 24) - 1;
 
 pub(crate) const FLAG_FIN: u8 = 0x01;
 
@@ -50,6 +50,54 @@ pub(crate) enum FrameError {
     Length { kind: u16, length: usize },
     #[error("SPDY stream id 0 in a frame of type {0}")]
     StreamZero(u16),
+}
+
+/// Cuts a byte stream into frames. The data of one comes in pieces, as it arrives, so that nobody's frame is held until it is whole:
+/// Go's `io.Copy` sends as one frame whatever it is given.
+#[derive(Debug, Default)]
+pub(crate) struct Parser {
+    data: Option<Unfinished>,
+}
+
+#[derive(Debug)]
+struct Unfinished {
+    stream: u32,
+    fin: bool,
+    left: usize,
+}
+
+impl Parser {
+    /// The next frame or piece; `None` when more must be read first. A frame's FIN comes with its last piece.
+    pub(crate) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
+        if self.data.is_none() {
+            let is_data = buffer.first().is_some_and(|first| first & 0x80 == 0);
+            if !is_data {
+                return Frame::parse(buffer);
+            }
+            if buffer.len() < HEADER_LENGTH {
+                return Ok(None);
+            }
+            let (stream, word) = (buffer.get_u32(), buffer.get_u32());
+            if stream == 0 {
+                return Err(FrameError::StreamZero(0));
+            }
+            let fin = (word >> 24) & u32::from(FLAG_FIN) != 0;
+            self.data = Some(Unfinished { stream, fin, left: (word & 0x00ff_ffff) as usize });
+        }
+        let Some(data) = &mut self.data else { return Ok(None) };
+        let length = data.left.min(buffer.len());
+        if length == 0 && data.left > 0 {
+            return Ok(None);
+        }
+        data.left = data.left.saturating_sub(length);
+        let is_last = data.left == 0;
+        let frame =
+            Frame::Data { stream: data.stream, fin: data.fin && is_last, data: buffer.split_to(length).freeze() };
+        if is_last {
+            self.data = None;
+        }
+        Ok(Some(frame))
+    }
 }
 
 impl Frame {
@@ -247,6 +295,39 @@ mod tests {
                 }
             }
             prop_assert_eq!(received, sent);
+            prop_assert!(buffer.is_empty());
+        }
+
+        #[test]
+        fn data_comes_in_pieces_and_nothing_else_changes(
+            sent in proptest::collection::vec(frames(), 0..8), cut in 1_usize..40,
+        ) {
+            let mut wire = BytesMut::new();
+            for frame in &sent {
+                frame.encode(&mut wire);
+            }
+            // Data as (stream, byte) and ends, so that it does not matter how it was cut.
+            let flat = |frames: &[Frame]| {
+                let mut flat = Vec::new();
+                for frame in frames {
+                    match frame {
+                        Frame::Data { stream, fin, data } => {
+                            flat.extend(data.iter().map(|byte| format!("{stream} {byte}")));
+                            flat.extend(fin.then(|| format!("{stream} fin")));
+                        }
+                        other => flat.push(format!("{other:?}")),
+                    }
+                }
+                flat
+            };
+            let (mut parser, mut buffer, mut received) = (Parser::default(), BytesMut::new(), Vec::new());
+            for piece in wire.chunks(cut) {
+                buffer.extend_from_slice(piece);
+                while let Some(frame) = parser.next(&mut buffer).unwrap() {
+                    received.push(frame);
+                }
+            }
+            prop_assert_eq!(flat(&received), flat(&sent));
             prop_assert!(buffer.is_empty());
         }
 

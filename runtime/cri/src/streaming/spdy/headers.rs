@@ -12,6 +12,9 @@ use super::dictionary::dictionary;
 /// Names in lower case; several values of one name are joined by NUL on the wire, and kept so.
 pub(crate) type Headers = BTreeMap<String, String>;
 
+/// Headers of one stream; kubectl sends three.
+const HEADERS_MAX: usize = 64;
+
 /// Largest block once decompressed: a bomb ends here.
 const BLOCK_LENGTH_MAX: usize = 64 * 1024;
 
@@ -23,6 +26,8 @@ pub(crate) enum HeadersError {
     Compress(#[source] flate2::CompressError),
     #[error("SPDY header block is longer than {BLOCK_LENGTH_MAX} bytes")]
     TooLong,
+    #[error("SPDY header block has {0} headers, more than {HEADERS_MAX}")]
+    TooMany(usize),
     #[error("SPDY header block ends in the middle of a header")]
     Truncated,
     #[error("SPDY header block has {0} bytes too many")]
@@ -87,6 +92,9 @@ fn parse(mut block: Bytes) -> Result<Headers, HeadersError> {
         String::from_utf8(block.split_to(length).to_vec()).map_err(|_| HeadersError::NotText)
     };
     let count = word(&mut block)?;
+    if count > HEADERS_MAX {
+        return Err(HeadersError::TooMany(count));
+    }
     let mut headers = Headers::new();
     for _ in 0..count {
         let (name, value) = (text(&mut block)?, text(&mut block)?);
@@ -179,6 +187,7 @@ mod tests {
             parse(block.freeze())
         };
         assert!(check(&[("port", "80")]).is_ok());
+        assert!(matches!(check(&[("a", "1"); 65]), Err(HeadersError::TooMany(65))));
         assert!(matches!(check(&[("Port", "80")]), Err(HeadersError::Name)));
         assert!(matches!(check(&[("", "80")]), Err(HeadersError::Name)));
         assert!(matches!(check(&[("a", "1"), ("a", "2")]), Err(HeadersError::Name)));
