@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::socket::SockType;
-use oci_spec::runtime::{Hook, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Hook, LinuxNamespace, LinuxNamespaceType, Process, Spec};
 use runtime_linux::cgroup::{Cgroup, Mode};
 use runtime_linux::idmap::{self, Maps, Setgroups};
 use runtime_linux::local_socket;
@@ -29,7 +29,7 @@ use crate::spawn::{Spawn, begin};
 use crate::status::{State, Status};
 use crate::sync::{Fault, Order, Report};
 use crate::{Bundle, ContainerId, CreateOptions, Created, StateRoot};
-use crate::{host_mounts, net_devices, notify, resctrl, sources, subordinate};
+use crate::{host_mounts, net_devices, notify, resctrl, sources, streams, subordinate};
 
 pub(crate) fn parent(step: impl Into<String>) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::Parent(Failure::new(step, errno))
@@ -63,6 +63,8 @@ pub struct Creating<'b> {
     plan: Plan,
     record: Record,
     is_in_cgroup: bool,
+    /// To be given to the user that the process becomes in its user namespace.
+    streams: Vec<OwnedFd>,
     warnings: Vec<String>,
     console: Option<OwnedFd>,
     _lock: Lock,
@@ -114,6 +116,9 @@ impl<'b> Creating<'b> {
         let socket = undo.place.socket();
         let listener = local_socket::listen_at(&socket, SockType::SeqPacket).map_err(parent("listen for start"))?;
         let (ours, theirs) = local_socket::pair().map_err(parent("socketpair"))?;
+        let in_user_namespace = plan.namespaces.has(LinuxNamespaceType::User);
+        let streams = if in_user_namespace { streams::pipes(&options.stdio) } else { Ok(Vec::new()) };
+        let streams = streams.map_err(parent("copy the standard streams"))?;
         let mut child = prepare(spec, &plan, options, record.state(Status::Creating), theirs, listener)?;
         child.watch = Watch::of(observer.as_deref());
         note(observer, HostStep::Sources)?;
@@ -137,6 +142,7 @@ impl<'b> Creating<'b> {
             plan,
             record,
             is_in_cgroup: how.cgroup.is_some(),
+            streams,
             warnings,
             console: None,
             _lock: lock,
@@ -175,6 +181,10 @@ impl<'b> Creating<'b> {
             }
             note(observer, HostStep::IdMaps)?;
         }
+        let user = spec.process().as_ref().map(Process::user);
+        let (uid, gid) = user.map_or((0, 0), |user| (user.uid(), user.gid()));
+        streams::give(&self.streams, pid, uid, gid).map_err(parent("give the standard streams to the user"))?;
+        self.streams.clear();
         if !self.is_in_cgroup {
             self.undo.confinement.admit(pid, spec, &mut self.warnings)?;
         }

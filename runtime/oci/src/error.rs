@@ -107,6 +107,8 @@ pub enum Error {
     Cgroup(#[from] runtime_linux::cgroup::Error),
     #[error("{0}")]
     Hook(String),
+    #[error("{} {why}, so it may say anything; give it to the caller alone, or choose another --root", path.display())]
+    Untrusted { path: PathBuf, why: String },
     #[error("container {id} is being created or deleted by another process")]
     Busy { id: String },
     /// A step of the runtime's own side.
@@ -165,6 +167,7 @@ impl Error {
             Self::Read { path, .. }
             | Self::Write { path, .. }
             | Self::Parse { path, .. }
+            | Self::Untrusted { path, .. }
             | Self::NewerRecord { path, .. } => Some(path),
             Self::Cgroup(error) => error.path(),
             _ => None,

@@ -19,6 +19,7 @@ use crate::plan::{ProcessContext, STRICT_SECCOMP, Step, is_asked_for, process_st
 use crate::record::{Place, Record};
 use crate::spawn::{Spawn, begin};
 use crate::status::Status;
+use crate::streams;
 use crate::sync::{Order, Report};
 use crate::{ContainerId, ExecOptions, Execed, Observer, StateRoot};
 
@@ -63,6 +64,12 @@ impl Executing {
         let (ours, theirs) = local_socket::pair().map_err(parent("socketpair"))?;
         let (how, joins) = namespaces(&record, &init)?;
         let stdio = options.stdio;
+        if record.namespaces.iter().any(|name| name == Kind::User.file_name()) {
+            let user = process.user();
+            let given =
+                streams::pipes(&stdio).and_then(|pipes| streams::give(&pipes, record.pid, user.uid(), user.gid()));
+            given.map_err(parent("give the standard streams to the user"))?;
+        }
         let child = Child {
             sync: theirs,
             listener: None,

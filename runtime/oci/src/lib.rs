@@ -33,6 +33,7 @@ mod sources;
 mod spawn;
 mod start;
 mod status;
+mod streams;
 mod subordinate;
 mod sync;
 mod systemd;

@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use oci_spec::runtime::{Hook, Hooks};
+use runtime_linux::{rooted, tree};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -22,6 +23,8 @@ use crate::{Bundle, ContainerId, StateRoot};
 
 /// The version of the record. A reader takes its own and older ones.
 const VERSION: u32 = 1;
+/// A longer record is no record of ours; config.json, whose hooks and annotations it repeats, is shorter too.
+const RECORD_BYTES_MAX: usize = 16 << 20;
 
 /// The facts of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,12 +160,11 @@ impl Place {
     /// `None` where the maker was killed before it wrote one.
     pub(crate) fn read(&self) -> Result<Option<Record>, Error> {
         let path = self.dir.join("state.json");
-        let text = match std::fs::read(&path) {
+        let is_private = self.check_directories()?;
+        let text = match read_trusted(&path, is_private) {
             Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return if self.dir.is_dir() { Ok(None) } else { Err(Error::NotFound { id: self.id.clone() }) };
-            }
-            Err(source) => return Err(Error::Read { path, source }),
+            Err(Error::Read { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
         };
         let record: Record =
             serde_json::from_slice(&text).map_err(|source| Error::Parse { path: path.clone(), source })?;
@@ -170,6 +172,32 @@ impl Place {
             return Err(Error::NewerRecord { path, version: record.version });
         }
         Ok(Some(record))
+    }
+
+    /// The root and the container's directory are the caller's or root's, and nobody else may change what lies in them: a record that
+    /// others wrote would name any process as the container's. Says whether others may not even look into the container's.
+    fn check_directories(&self) -> Result<bool, Error> {
+        let root = self.dir.parent().unwrap_or(Path::new("/"));
+        for dir in [root, &self.dir] {
+            let status = std::fs::symlink_metadata(dir).map_err(|error| match error.kind() {
+                ErrorKind::NotFound => Error::NotFound { id: self.id.clone() },
+                _ => Error::Read { path: dir.to_owned(), source: error },
+            })?;
+            // A root may be reached by a symlink of whoever gave it; a container's directory is one.
+            let status = if dir == root { std::fs::metadata(dir).unwrap_or(status) } else { status };
+            if dir != root && !status.is_dir() {
+                return Err(Error::NotFound { id: self.id.clone() });
+            }
+            let is_sticky = dir == root && status.mode() & 0o1000 != 0;
+            check_owner(dir, &status)?;
+            if status.mode() & 0o022 != 0 && !is_sticky {
+                return Err(Error::Untrusted { path: dir.to_owned(), why: "may be written by others".to_owned() });
+            }
+            if dir != root {
+                return Ok(status.mode() & 0o077 == 0);
+            }
+        }
+        Ok(false)
     }
 
     /// The record of a container that is there.
@@ -189,12 +217,8 @@ impl Place {
         if std::fs::remove_dir(&self.dir).is_ok() {
             return Ok(());
         }
-        match std::fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::Write { path: self.dir.clone(), source: error })
-            }
-            _ => Ok(()),
-        }
+        // What a container may write to, like the directory of its notifications, may be of any depth.
+        tree::remove(&self.dir).map_err(|error| Error::Write { path: self.dir.clone(), source: error.into_io() })
     }
 }
 
@@ -262,6 +286,30 @@ impl Record {
             owner: String::new(),
         }
     }
+}
+
+fn check_owner(path: &Path, status: &std::fs::Metadata) -> Result<(), Error> {
+    if status.uid() == 0 || status.uid() == nix::unistd::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(Error::Untrusted { path: path.to_owned(), why: format!("belongs to user {}", status.uid()) })
+}
+
+/// A regular file that the caller or root wrote; its mode matters where others can reach it at all.
+fn read_trusted(path: &Path, is_private: bool) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::Read { path: path.to_owned(), source };
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    let status = file.metadata().map_err(failed)?;
+    check_owner(path, &status)?;
+    let untrusted = |why: &str| Err(Error::Untrusted { path: path.to_owned(), why: why.to_owned() });
+    if !status.is_file() {
+        return untrusted("is no regular file");
+    }
+    if !is_private && status.mode() & 0o022 != 0 {
+        return untrusted("may be written by others");
+    }
+    rooted::read_bounded(&file, RECORD_BYTES_MAX).map_err(failed)
 }
 
 /// A configuration may hold secrets in its environment: it is its owner's alone, whatever the caller's umask.
@@ -335,6 +383,53 @@ mod tests {
         assert!(matches!(place.load(), Err(Error::Unfinished { .. })));
         place.remove().expect("remove");
         assert!(matches!(place.load(), Err(Error::NotFound { .. })));
+    }
+
+    /// As root only: others cannot give files away.
+    #[test]
+    fn what_others_own_or_may_write_is_not_believed() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        use std::path::PathBuf;
+        let root = tempfile::tempdir().expect("tempdir");
+        let dir = root.path().join("state");
+        let place = Place::new(&StateRoot::new(&dir), &ContainerId::parse("x").expect("id"));
+        drop(place.take().expect("take"));
+        let record = r#"{"version":1,"oci_version":"1.0.2","id":"x","bundle":"/b","rootfs":"/b/rootfs",
+            "created":"1970-01-01T00:00:00Z","pid":1,"pid_started":2,"cgroup":"/a","namespaces":[]}"#;
+        std::fs::write(place.path("state.json"), record).expect("write");
+        place.load().expect("load");
+        let mode =
+            |path: &PathBuf, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
+        let (container, file) = (dir.join("x"), place.path("state.json"));
+        let check = |path: &PathBuf, words: &str| match place.load() {
+            Err(Error::Untrusted { path: told, why }) => {
+                assert!(told == *path && why.contains(words), "{told:?} {why}")
+            }
+            other => panic!("{other:?}"),
+        };
+        for (path, good, bad) in [(&dir, 0o700, 0o770), (&container, 0o700, 0o707)] {
+            mode(path, bad);
+            check(path, "written by others");
+            mode(path, good);
+            place.load().expect("load");
+        }
+        mode(&container, 0o755);
+        mode(&file, 0o666);
+        check(&file, "written by others");
+        mode(&file, 0o600);
+        // Nobody takes away or renames what is another's in a directory like /tmp.
+        mode(&dir, 0o1777);
+        place.load().expect("load");
+        if nix::unistd::geteuid().is_root() {
+            for path in [&file, &container, &dir] {
+                chown(path, Some(1000), None).expect("chown");
+                check(path, "user 1000");
+                chown(path, Some(0), None).expect("chown");
+            }
+        }
+        std::fs::rename(&file, place.path("real")).expect("rename");
+        std::os::unix::fs::symlink("real", &file).expect("symlink");
+        assert!(matches!(place.load(), Err(Error::Read { .. })));
     }
 
     #[test]

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// A process that does not freeze for this long sits in an uninterruptible wait.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A kill freezes first so that nothing forks meanwhile; it goes on without where somebody cannot be frozen, and keeps no caller waiting.
+const KILL_FREEZE: Duration = Duration::from_millis(200);
 /// Killed processes are gone within milliseconds; beyond this `remove` names those that stay.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How soon to look again where v1 has no event to wait for.
@@ -114,10 +116,12 @@ pub(super) fn pids(directory: &Path) -> Result<Vec<i32>, Error> {
     Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid > 0).collect())
 }
 
+/// A container that was given cgroups of its own may nest them as deep as it likes: no recursion.
 pub(super) fn pids_below(directory: &Path, all: &mut BTreeSet<i32>) -> Result<(), Error> {
-    all.extend(pids(directory)?);
-    for child in children(directory)? {
-        pids_below(&child, all)?;
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        all.extend(pids(&directory)?);
+        left.extend(children(&directory)?);
     }
     Ok(())
 }
@@ -142,9 +146,13 @@ fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 impl Cgroup {
     /// Stops every process here and below, and returns when all have stopped. One that cannot stop in time thaws the rest again.
     pub fn freeze(&self) -> Result<(), Error> {
+        self.freeze_within(FREEZE_TIMEOUT)
+    }
+
+    fn freeze_within(&self, limit: Duration) -> Result<(), Error> {
         let frozen = match self.freezers().into_iter().next() {
-            Some((directory, Version::Unified)) => freeze_unified(&directory),
-            Some((directory, Version::Legacy)) => freeze_legacy(&directory),
+            Some((directory, Version::Unified)) => freeze_unified(&directory, limit),
+            Some((directory, Version::Legacy)) => freeze_legacy(&directory, limit),
             None => return Err(self.no_freezer()),
         };
         if matches!(frozen, Err(Error::FreezeTimeout { .. })) {
@@ -210,7 +218,7 @@ impl Cgroup {
         let mut freezers = self.freezers();
         let Some((last, version)) = freezers.pop() else { return Ok(None) };
         if version == Version::Legacy && self.is_frozen()? {
-            freeze_legacy(&last)?;
+            freeze_legacy(&last, FREEZE_TIMEOUT)?;
             for (directory, other) in freezers {
                 let (name, value) = thawed(other);
                 file::write(&directory.join(name), value)?;
@@ -244,7 +252,7 @@ impl Cgroup {
         if left.is_empty() {
             return Ok(());
         }
-        let frozen = self.unified_kill_missing() && self.freeze().is_ok();
+        let frozen = self.unified_kill_missing() && self.freeze_within(KILL_FREEZE).is_ok();
         let mut killed = BTreeSet::new();
         for _ in 0..KILL_ROUNDS_MAX {
             left.retain(|pid| !killed.contains(pid));
@@ -362,14 +370,22 @@ fn remove_tree(directory: &Path) -> Result<(), Error> {
         Err(error) if file::is_gone(&error) => return Ok(()),
         Err(_) => {}
     }
-    for child in children(directory)? {
-        remove_tree(&child)?;
+    // Each comes after its parent here, and goes before it.
+    let mut all = vec![directory.to_owned()];
+    let mut next = 0;
+    while let Some(parent) = all.get(next) {
+        let below = children(parent)?;
+        all.extend(below);
+        next += 1;
     }
-    match fs::remove_dir(directory) {
-        Ok(()) => Ok(()),
-        Err(error) if file::is_gone(&error) => Ok(()),
-        Err(source) => Err(Error::Remove { path: directory.to_owned(), source }),
+    for directory in all.into_iter().rev() {
+        match fs::remove_dir(&directory) {
+            Ok(()) => {}
+            Err(error) if file::is_gone(&error) => {}
+            Err(source) => return Err(Error::Remove { path: directory, source }),
+        }
     }
+    Ok(())
 }
 
 /// Waits for `key` in `cgroup.events` to be `value`; the kernel marks each change with POLLPRI. A cgroup that is gone counts as there.
@@ -441,16 +457,16 @@ fn look_again() {
     let _timed_out = poll(&mut [], PollTimeout::from(LOOK_AGAIN_MS));
 }
 
-fn freeze_unified(directory: &Path) -> Result<(), Error> {
+fn freeze_unified(directory: &Path, limit: Duration) -> Result<(), Error> {
     file::write(&directory.join("cgroup.freeze"), "1")?;
-    if wait_event(directory, "frozen", 1, Instant::now() + FREEZE_TIMEOUT)? {
+    if wait_event(directory, "frozen", 1, Instant::now() + limit)? {
         return Ok(());
     }
-    Err(Error::FreezeTimeout { path: directory.to_owned(), timeout: FREEZE_TIMEOUT })
+    Err(Error::FreezeTimeout { path: directory.to_owned(), timeout: limit })
 }
 
-fn freeze_legacy(directory: &Path) -> Result<(), Error> {
-    let deadline = Instant::now() + FREEZE_TIMEOUT;
+fn freeze_legacy(directory: &Path, limit: Duration) -> Result<(), Error> {
+    let deadline = Instant::now() + limit;
     let path = directory.join("freezer.state");
     while Instant::now() < deadline {
         // Written each time: a process forked meanwhile is caught by the next write; freezer-subsystem.txt.
@@ -460,5 +476,5 @@ fn freeze_legacy(directory: &Path) -> Result<(), Error> {
         }
         look_again();
     }
-    Err(Error::FreezeTimeout { path: directory.to_owned(), timeout: FREEZE_TIMEOUT })
+    Err(Error::FreezeTimeout { path: directory.to_owned(), timeout: limit })
 }

@@ -1,9 +1,10 @@
 //! The steps that fill /dev: default devices, the configuration's own, the usual symlinks, the terminal.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, Spec};
 
+use super::mounts::clean;
 use super::steps::{DeviceNode, MountStep, Step};
 use super::{Plan, Source, invalid};
 use crate::error::Error;
@@ -76,10 +77,7 @@ impl Plan {
             let field = format!("linux.devices.{}", device.path().display());
             let number =
                 |number: i64| u64::try_from(number).map_err(|_| invalid(&field, "a device number is negative"));
-            let path: PathBuf = Path::new("/").join(device.path()).components().collect();
-            if path.components().any(|component| component == std::path::Component::ParentDir) {
-                return Err(invalid(&field, "the path must not hold .."));
-            }
+            let path = clean(device.path());
             let letter = match device.typ() {
                 LinuxDeviceType::B => 'b',
                 LinuxDeviceType::C | LinuxDeviceType::U => 'c',

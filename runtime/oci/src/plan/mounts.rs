@@ -139,10 +139,7 @@ impl Plan {
         root: Option<&Path>,
         context: &Context<'_>,
     ) -> Result<(), Error> {
-        let destination = Path::new("/").join(mount.destination());
-        if destination.components().any(|component| component == Component::ParentDir) {
-            return Err(invalid("destination", "must not hold .."));
-        }
+        let destination = clean(mount.destination());
         // As with runc, a place in the root as the host names it is the same place as the container names it.
         let destination = root.and_then(|root| below(&destination, root)).unwrap_or_else(|| plain(&destination));
         let mut options = Options::parse(mount.options().as_deref().unwrap_or(&[]));
@@ -351,6 +348,19 @@ pub(super) fn inherited(linux: &Linux) -> Result<(u64, Option<u64>), Error> {
         Some(flag) => (flag, Some(flag)),
         None => (slave, Some(slave)),
     })
+}
+
+/// An absolute path without `.`, `..` and doubled slashes, as runc cleans one; no symlink is looked at, and nothing leads above the root.
+pub(super) fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => drop(cleaned.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    cleaned
 }
 
 /// Without `.` and doubled slashes; no symlink is looked at.

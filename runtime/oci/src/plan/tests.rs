@@ -89,6 +89,29 @@ fn a_plan_is_printed_in_order() {
 }
 
 #[test]
+fn destinations_and_nodes_are_cleaned_as_runc_cleans_them() {
+    for (given, expect) in
+        [("/a/../c", "/c"), ("/q/../z/", "/z"), ("../../x", "/x"), ("/a/./b//c/..", "/a/b"), ("relative", "/relative")]
+    {
+        let mut config = base();
+        config["mounts"] = json!([{ "destination": given, "type": "tmpfs", "source": "x" }]);
+        config["linux"]["devices"] = json!([{ "path": given, "type": "c", "major": 1, "minor": 3 }]);
+        let plan = plan(config).expect(given);
+        let mounted: Vec<_> = plan
+            .setup
+            .iter()
+            .filter_map(|step| match step {
+                Step::Mount { destination, .. } => Some(destination.clone()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(mounted, [std::path::PathBuf::from(expect)], "{given}");
+        let is_node = |step: &Step| matches!(step, Step::Device(node) if node.path == std::path::Path::new(expect));
+        assert!(plan.setup.iter().any(is_node), "{given}");
+    }
+}
+
+#[test]
 fn what_would_change_the_host_is_refused() {
     for (pointer, value, words) in [
         ("/linux/namespaces", json!([{"type": "mount"}]), "hostname"),
@@ -96,7 +119,7 @@ fn what_would_change_the_host_is_refused() {
         ("/linux/namespaces", json!([{"type": "mount"}, {"type": "mount"}, {"type": "uts"}]), "twice"),
         ("/linux/namespaces", json!([{"type": "mount"}, {"type": "uts", "path": "relative"}]), "absolute"),
         ("/linux/namespaces", json!([{"type": "mount"}, {"type": "uts"}, {"type": "user"}]), "uidMappings"),
-        ("/mounts/0/destination", json!("/proc/../etc/.."), ".."),
+        ("/mounts/0/destination", json!("/proc/../etc/../proc/sys"), "/proc"),
         ("/mounts/1/options", json!(["ro"]), "mounts[1]"),
     ] {
         let mut config = base();

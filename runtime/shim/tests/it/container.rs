@@ -206,8 +206,23 @@ fn containers_live_in_the_pods_user_namespace() {
     sandbox.config.user = Some(UserNamespace { uid_map: vec![range], gid_map: vec![range] });
     let mut client = sandbox.spawn().unwrap();
     open_to_all(&sandbox);
-    let pid = sandbox.run(&mut client, "c1", "id -u; hostname; sleep 1000");
-    eventually("it has started", || sandbox.entries("c1") == ["stdout F 0", "stdout F web-0"]);
+    // Its streams can be opened again, as images of well-known servers do.
+    let script = "id -u; hostname > /proc/self/fd/1; echo err > /proc/self/fd/2; sleep 1000";
+    let pid = sandbox.run(&mut client, "c1", script);
+    eventually("it has started", || {
+        let mut entries = sandbox.entries("c1");
+        entries.sort();
+        entries == ["stderr F err", "stdout F 0", "stdout F web-0"]
+    });
+    let (theirs, mut ours) = pipes();
+    let mut user = exec("c1", "e1", "echo out > /proc/self/fd/1; echo err > /proc/self/fd/2");
+    user.process.user_mut().set_uid(1000);
+    client.exec(user, theirs).unwrap();
+    drop(ours.stdin);
+    let (mut out, mut err) = (String::new(), String::new());
+    ours.stdout.read_to_string(&mut out).unwrap();
+    ours.stderr.read_to_string(&mut err).unwrap();
+    assert_eq!((out.as_str(), err.as_str()), ("out\n", "err\n"));
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     assert!(status.contains("Uid:\t200000\t200000"), "{status}");
 }
