@@ -278,3 +278,85 @@ fn name_of(object: &DynamicObject) -> String {
 fn types(resource: &ApiResource) -> kube::core::TypeMeta {
     kube::core::TypeMeta { api_version: resource.api_version.clone(), kind: resource.kind.clone() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// An API server that answers everything so, and counts the requests whose path has `counted`.
+    fn answering(code: u16, body: &Value, counted: &'static str) -> (Executor, Arc<AtomicUsize>) {
+        let (count, text) = (Arc::new(AtomicUsize::new(0)), body.to_string());
+        let seen = Arc::clone(&count);
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            seen.fetch_add(usize::from(request.uri().path().ends_with(counted)), Ordering::SeqCst);
+            let answer =
+                http::Response::builder().status(code).body(kube::client::Body::from(text.clone().into_bytes()));
+            async { answer }
+        });
+        let client = kube::Client::new(service, "default");
+        (Executor::new(client, Arc::default(), "test"), count)
+    }
+
+    fn creates(count: usize) -> Vec<Action> {
+        let create = |index: usize| Action::Create {
+            kind: Kind::Pod,
+            namespace: "d".into(),
+            body: json!({"metadata": {"name": format!("p{index}")}}),
+            announce: None,
+        };
+        (0..count).map(create).collect()
+    }
+
+    #[tokio::test]
+    async fn refused_creates_are_few_requests() {
+        let refusal = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden",
+            "message": "exceeded quota"});
+        let (executor, requests) = answering(403, &refusal, "/pods");
+        let errors = executor.run(creates(500)).await;
+        assert_eq!((errors.len(), requests.load(Ordering::SeqCst)), (1, 1));
+        assert_eq!(errors[0].to_string(), "create pods d: exceeded quota", "said once");
+        assert!(std::error::Error::source(&errors[0]).is_none());
+        assert!(!errors[0].is_expected());
+    }
+
+    #[tokio::test]
+    async fn creates_that_succeed_are_all_done() {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "d", "name": "p", "uid": "u"}});
+        let (executor, requests) = answering(201, &pod, "/pods");
+        assert!(executor.run(creates(100)).await.is_empty());
+        assert_eq!(requests.load(Ordering::SeqCst), 100);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_made_in_an_ending_namespace_is_nobodys_failure() {
+        let refusal = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden",
+            "message": "it is being terminated", "details": {"causes": [{"reason": "NamespaceTerminating", "message": "", "field": ""}]}});
+        let (executor, _) = answering(403, &refusal, "/pods");
+        assert!(executor.run(creates(1)).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_exists_keeps_its_pods() {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "u"}});
+        let (executor, deletes) = answering(200, &node, "/pods/p");
+        let delete = Action::Delete {
+            kind: Kind::Pod,
+            namespace: "d".into(),
+            name: "p".into(),
+            uid: "u".into(),
+            how: Propagation::Now,
+            announce: None,
+        };
+        let action = |delete: &Action| Action::UnlessNodeExists { node: "n1".into(), then: vec![vec![delete.clone()]] };
+        assert!(executor.run(vec![action(&delete)]).await.is_empty());
+        assert_eq!(deletes.load(Ordering::SeqCst), 0);
+        let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound", "message": "not found"});
+        let (executor, deletes) = answering(404, &gone, "/pods/p");
+        assert!(executor.run(vec![action(&delete)]).await.is_empty());
+        assert_eq!(deletes.load(Ordering::SeqCst), 1);
+    }
+}

@@ -230,3 +230,54 @@ impl<'a> Watches<'a> {
         follow(Arc::clone(self.world), api, config, self.synced.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Panics about one key, and tells which others it was asked about.
+    struct Shaky(mpsc::UnboundedSender<String>);
+
+    impl Controller for Shaky {
+        const NAME: &'static str = "shaky";
+        const WORKERS: usize = 1;
+
+        fn keys(&self, _world: &World, _changed: &Changed) -> Vec<Key> {
+            panic!("what is this?")
+        }
+
+        fn plan(&self, _world: &World, key: &Key, _now: Timestamp) -> Plan {
+            self.0.send(key.name.clone()).unwrap();
+            assert_ne!(key.name, "poisoned");
+            Plan::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_panics_is_tried_again_and_the_others_go_on() {
+        let service = tower::service_fn(|_: http::Request<kube::client::Body>| async {
+            Ok::<_, std::io::Error>(http::Response::new(kube::client::Body::empty()))
+        });
+        let client = kube::Client::new(service, "default");
+        let world = Arc::new(World::default());
+        let mut fleet = Fleet { client: &client, world: &world, listeners: Vec::new(), ready: Vec::new() };
+        let (told, mut asked) = mpsc::unbounded_channel();
+        let queue = fleet.add(Shaky(told));
+        let Fleet { listeners, mut ready, .. } = fleet;
+        for name in ["a", "poisoned", "z"] {
+            queue.push(Key::new("", name));
+        }
+        let running = tokio::spawn(ready.remove(0));
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            order.push(asked.recv().await.unwrap());
+        }
+        assert_eq!(order, ["a", "poisoned", "z", "poisoned"]);
+        // A change that the controller does not understand reaches whoever listens beside it.
+        world.listen(listeners);
+        let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "d", "name": "p", "uid": "u"}});
+        world.absorb(crate::kind::Kind::Pod, serde_json::from_value(pod).unwrap());
+        assert!(!running.is_finished());
+        running.abort();
+    }
+}

@@ -93,7 +93,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
                 walled("a pod", || cluster.on_pod(event));
             }
             Some(finished) = cluster.running.next() => cluster.on_finished(finished),
-            () = std::future::ready(()), if cluster.has_decisions() => {}
+            () = tokio::task::yield_now(), if cluster.has_decisions() => {}
             () = rested => {}
         }
         cluster.place_pods();

@@ -27,7 +27,7 @@ const LOG_LINES_SHOWN: usize = 12;
 pub(crate) const ENDING_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a daemon is watched after it became ready, if the one before it died: what killed that one mostly kills this
 /// one at once.
-const PROBATION: Duration = Duration::from_secs(3);
+const PROBATION: Duration = Duration::from_millis(1500);
 /// The second line of the lock's file.
 const ENDING: &str = "ending";
 /// In the sets of proc_pid_status(5).

@@ -7,7 +7,7 @@
 pub(crate) mod address;
 pub(crate) mod board;
 mod door;
-mod supervise;
+pub(crate) mod supervise;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

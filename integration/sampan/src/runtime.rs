@@ -1,8 +1,9 @@
 //! The container runtime as a part: the CRI server, and beside it the door for images that CRI has no word for.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use runtime_cri_api::v1;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -10,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::daemon::Progress;
 use crate::instance::{Instance, Layout, Wishes};
 use crate::inventory::Inventory;
+use crate::node::board::Board;
+use crate::node::supervise::Supervisor;
 use crate::node::{Tell, address, join_own_cgroup};
 use crate::parts::Parts;
 use crate::pki::Pki;
@@ -64,18 +67,27 @@ pub(crate) async fn run_alone(layout: Layout, shutdown: CancellationToken, tell:
     config.ready = Some(is_ready);
     // A stock kubelet or crictl may be the client, and they know streams by TCP only.
     config.streams = runtime_cri::StreamListen::any_loopback_port();
-    let running = run(config, parts.layout.image_socket(), shutdown);
+    let board = Arc::new(Board::of(&parts.layout));
+    let mut running = Supervisor::new(Arc::clone(&board), shutdown.clone());
+    let socket = parts.layout.image_socket();
+    running.start("container runtime", move |token| run(config.clone(), socket.clone(), token));
     let started = async {
-        if ready.wait_for(|is_ready| *is_ready).await.is_ok() {
-            set_pod_range(&parts).await?;
-            tell(Progress::Ready);
-        }
-        std::future::pending::<Result<()>>().await
+        // The sender lives in the part's configuration.
+        let _never_closed = ready.wait_for(|is_ready| *is_ready).await;
+        set_pod_range(&parts).await
     };
-    tokio::select! {
-        ended = running => Ok(ended?),
-        failed = started => failed,
+    let outcome = tokio::select! {
+        started = started => started,
+        reason = board.trouble(1) => Err(anyhow!(reason)),
+        () = shutdown.cancelled() => Ok(()),
+    };
+    if outcome.is_ok() && !shutdown.is_cancelled() {
+        tell(Progress::Ready);
+        shutdown.cancelled().await;
     }
+    shutdown.cancel();
+    running.stopped().await;
+    outcome
 }
 
 /// The range that a cluster's first node would get, so that a later `up` finds it unchanged.
