@@ -15,7 +15,7 @@ mod shelf;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -62,6 +62,8 @@ pub(crate) struct Cache {
     load: Arc<queue::Load>,
     /// Where the cache stood when it was first seen behind the store, and when that was.
     behind: Mutex<Option<(Revision, Instant)>>,
+    /// Why the store is no longer followed.
+    lost: OnceLock<control_plane_store::Error>,
 }
 
 impl Cache {
@@ -86,7 +88,8 @@ impl Cache {
             collections[prefix].fill(&entries, at);
         }
         let signal = watch::Sender::new(at.0);
-        Ok(Self { store, collections, applied: AtomicU64::new(at.0), signal, load, behind: Mutex::new(None) })
+        let (applied, behind, lost) = (AtomicU64::new(at.0), Mutex::new(None), OnceLock::new());
+        Ok(Self { store, collections, applied, signal, load, behind, lost })
     }
 
     /// The state some revisions ago, or now when that has been compacted away.
@@ -115,8 +118,12 @@ impl Cache {
             };
             match batch {
                 Some(Ok(batch)) => self.apply(&batch),
-                Some(Err(error)) => return Err(error.into()),
-                None => return Err(control_plane_store::Error::Closed.into()),
+                lost => {
+                    let error = lost.and_then(Result::err).unwrap_or(control_plane_store::Error::Closed);
+                    // Whoever waits is told what it is, and not only that it takes long.
+                    let _ = self.lost.set(error.clone());
+                    return Err(error.into());
+                }
             }
         }
     }
@@ -174,11 +181,17 @@ impl Cache {
         if self.applied() >= wanted {
             return Ok(());
         }
+        if let Some(error) = self.lost.get() {
+            return Err(error.clone().into());
+        }
         let mut receiver = self.signal.subscribe();
         let caught_up = receiver.wait_for(|applied| *applied >= wanted.0);
         match tokio::time::timeout(CATCH_UP_MAX, caught_up).await {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(Error::Behind { wanted, applied: self.applied() }),
+            _ => match self.lost.get() {
+                Some(error) => Err(error.clone().into()),
+                None => Err(Error::Behind { wanted, applied: self.applied() }),
+            },
         }
     }
 

@@ -3,6 +3,8 @@
 //! A store is one ordered map from key to bytes with a single rising revision. It is not a cache and holds no policy: what a key
 //! means, and who may touch it, is the API server's business.
 //!
+//! The history is bounded in bytes and in changes beside what [`Store::compact`] is asked for: its oldest end goes by itself.
+//!
 //! Invariant: a write that was acknowledged survives a crash at any instruction; a revision is given once; a watch delivers every
 //! change after its start in order, or says [`Error::Compacted`].
 
@@ -81,6 +83,17 @@ pub struct Page {
     pub more: bool,
 }
 
+/// A part of the history.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    /// In order of revision.
+    pub events: Vec<Event>,
+    /// Every matching change up to here is in `events` or was asked past.
+    pub complete_to: Revision,
+    /// Whether the history goes on after `complete_to`.
+    pub more: bool,
+}
+
 /// Which keys to list: those that start with `prefix` and are greater than `after`, at most `limit`.
 #[derive(Clone, Debug, Default)]
 pub struct Range {
@@ -127,6 +140,11 @@ pub enum Error {
     Corrupt { path: PathBuf, source: Arc<rusqlite::Error> },
     #[error("the disk that holds {path} is full; nothing was written. Free some space and try again")]
     DiskFull { path: PathBuf, source: Arc<rusqlite::Error> },
+    #[error(
+        "the disk did not confirm that {path} was written, so that nothing more is written to it; look into the kernel's log for \
+         what is wrong with the disk, and start again"
+    )]
+    Unconfirmed { path: PathBuf, source: Arc<rusqlite::Error> },
     #[error("{step} in {path}")]
     Database { step: &'static str, path: PathBuf, source: Arc<rusqlite::Error> },
     #[error("revision {wanted} has been compacted away; the oldest kept is {oldest}")]
@@ -156,11 +174,20 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Every change after `from` to keys that start with `prefix`: in order, gap-free. Ends with an error, or never.
     fn watch(&self, prefix: &str, from: Revision) -> BoxStream<'static, Result<Batch, Error>>;
 
+    /// A part of the changes after a revision, as [`Self::watch`] would tell them. Bounded; a caller asks again from its end.
+    fn changes<'a>(&'a self, prefix: &'a str, after: Revision) -> BoxFuture<'a, Result<Changes, Error>>;
+
     /// The newest revision; a read that starts later sees at least this.
     fn revision(&self) -> BoxFuture<'_, Result<Revision, Error>>;
 
     /// Forgets what was overwritten or deleted at or before a revision. Reads and watches before it say `Compacted`.
     fn compact(&self, at: Revision) -> BoxFuture<'_, Result<(), Error>>;
+}
+
+/// An error with everything that caused it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// The smallest string greater than every string that starts with `prefix`; `None` when there is none.

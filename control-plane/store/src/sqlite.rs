@@ -6,6 +6,7 @@
 //!
 //! Invariant: rows are only inserted by the writer thread, with revisions that rise by one, and only removed by compaction.
 
+mod compaction;
 mod reader;
 mod writer;
 
@@ -24,13 +25,15 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
-    Change, Entry, Error, Page, Precondition, Range, Revision, Store, WriteError,
-    hub::{Hub, Log, LogPage, watch},
+    Change, Changes, Entry, Error, Page, Precondition, Range, Revision, Store, WriteError,
+    hub::{Hub, Log, watch},
 };
 use writer::{Command, Writer};
 
 /// The version of the file's layout, kept in `PRAGMA user_version`.
 const FORMAT: i64 = 1;
+/// `PRAGMA auto_vacuum` of a file that gives its free pages back.
+const INCREMENTAL: i64 = 2;
 /// Concurrent read queries; more wait their turn.
 const READERS_MAX: usize = 4;
 
@@ -146,6 +149,11 @@ impl Store for Sqlite {
         watch(&self.shared.hub, log, Arc::from(prefix), from).boxed()
     }
 
+    fn changes<'a>(&'a self, prefix: &'a str, after: Revision) -> BoxFuture<'a, Result<Changes, Error>> {
+        let prefix = prefix.to_owned();
+        Box::pin(self.read("read the log", move |connection| reader::changes(connection, &prefix, after)))
+    }
+
     fn revision(&self) -> BoxFuture<'_, Result<Revision, Error>> {
         Box::pin(std::future::ready(Ok(self.shared.writer.revision())))
     }
@@ -163,7 +171,7 @@ impl Store for Sqlite {
 struct SqliteLog(Sqlite);
 
 impl Log for SqliteLog {
-    fn changes(self: Arc<Self>, prefix: Arc<str>, after: Revision) -> BoxFuture<'static, Result<LogPage, Error>> {
+    fn changes(self: Arc<Self>, prefix: Arc<str>, after: Revision) -> BoxFuture<'static, Result<Changes, Error>> {
         Box::pin(async move {
             self.0.read("read the log", move |connection| reader::changes(connection, &prefix, after)).await
         })
@@ -188,10 +196,19 @@ fn open_writer(path: &Path, pages_max: Option<u32>) -> Result<Connection, Error>
     let connection = Connection::open_with_flags(path, flags)
         .map_err(|source| Error::Open { path: path.to_owned(), source: Arc::new(source) })?;
     let failed = |source| classify(path, "prepare the tables", source);
+    // Before the first table: pages that compaction empties go back to the file system, some at a time. A file of an earlier release
+    // gets there by being written anew, once.
+    let vacuum: i64 = connection.pragma_query_value(None, "auto_vacuum", |row| row.get(0)).map_err(failed)?;
+    if vacuum != INCREMENTAL
+        && let Err(error) = connection.execute_batch("PRAGMA auto_vacuum=INCREMENTAL; VACUUM;")
+    {
+        tracing::warn!(path = %path.display(), %error, "the store's file cannot be made to shrink; it is used as it is");
+    }
     // FULL and not NORMAL: in WAL mode NORMAL does not sync at commit, and an acknowledged write could be lost with the power.
     connection
         .execute_batch(
-            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-2048; PRAGMA temp_store=MEMORY;",
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-2048; PRAGMA temp_store=MEMORY;
+             PRAGMA journal_size_limit=16777216;",
         )
         .map_err(failed)?;
     if let Some(pages_max) = pages_max {
@@ -235,8 +252,17 @@ fn classify(path: &Path, step: &'static str, source: rusqlite::Error) -> Error {
     let code = source.sqlite_error_code();
     let source = Arc::new(source);
     match code {
+        _ if is_unconfirmed(&source) => Error::Unconfirmed { path, source },
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Error::Corrupt { path, source },
         Some(ErrorCode::DiskFull) => Error::DiskFull { path, source },
         _ => Error::Database { step, path, source },
     }
+}
+
+/// Whether a sync failed. What the kernel then still holds is unknown, and a second sync would succeed without having written it
+/// ("PostgreSQL's fsync surprise", <https://lwn.net/Articles/752063/>); so whoever meets this writes no more, as etcd does.
+fn is_unconfirmed(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi::{SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC};
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC))
 }

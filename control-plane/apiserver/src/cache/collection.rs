@@ -23,7 +23,7 @@ use super::{
     shelf::Shelf,
 };
 
-/// Changes kept for watches that start in the past; a watch from before the oldest is told 410.
+/// Changes kept for watches that start in the past; a watch from before the oldest begins with the store's log.
 const HISTORY_CHANGES_MAX: usize = 4096;
 /// Bytes of objects that the history alone may keep alive.
 const HISTORY_BYTES_MAX: usize = 2 << 20;
@@ -236,6 +236,24 @@ impl Collection {
         let revision = snapshot.changed;
         feed.watchers.push(Watcher { filter, sender });
         Ok(Subscription { revision, receiver })
+    }
+
+    /// Starts a watch from before the history. What lies between its start and the returned revision is in the store's log only, and
+    /// is told before anything of this queue.
+    pub(crate) fn subscribe_late(&self, filter: Filter) -> Result<(Subscription, Revision), Refused> {
+        let (sender, receiver) = queue(&self.load).ok_or(Refused::TooMany)?;
+        let mut feed = self.feed();
+        sender.fill(feed.history.iter().filter_map(|change| change.seen_through(&filter)).collect());
+        let (revision, floor) = (self.snapshot.load().changed, feed.floor);
+        feed.watchers.push(Watcher { filter, sender });
+        Ok((Subscription { revision, receiver }, floor))
+    }
+
+    /// A change from the store's log as a watcher sees it.
+    pub(crate) fn notice(&self, event: &Event, filter: &Filter) -> Option<Notice> {
+        let parse = |entry: &Option<Entry>| entry.as_ref().and_then(|entry| self.parse(entry));
+        let (before, after) = (parse(&event.previous), parse(&event.entry));
+        Change { revision: event.revision, before, after }.seen_through(filter)
     }
 
     /// Watches that run.

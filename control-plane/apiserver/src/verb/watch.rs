@@ -1,6 +1,6 @@
 //! WATCH: what is there (when asked), then every change, until the time is up or the caller falls behind.
 //!
-//!     Backlog --sent--> Live --timeout, server ending, queue overrun, panic--> Ended
+//!     Gap --the store's log read up to where memory begins--> Backlog --sent--> Live --timeout, server ending, overrun, panic--> Ended
 //!
 //! A large object leaves as the bytes that the cache holds, and an event in any other form as bytes that all watchers share: a
 //! watcher that does not read costs little more than its place.
@@ -10,7 +10,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use control_plane_api::{Object, Status};
+use control_plane_api::{Object, Reason, Status};
 use control_plane_store::Revision;
 use futures::{StreamExt, stream};
 use http::{HeaderValue, Response, header};
@@ -23,7 +23,7 @@ use super::{respond, version};
 use crate::{
     behaviour,
     body::{Body, BoxError},
-    cache::{Form, Kind, Notice, Refused, Start, Subscription},
+    cache::{Filter, Form, Kind, Notice, Refused, Start, Subscription},
     negotiate::{Format, Shape},
     request::duration,
     status::Outcome,
@@ -50,12 +50,54 @@ struct Watch {
     mark_initial_end: bool,
     /// What is about to be sent, in order.
     ready: VecDeque<Bytes>,
+    /// What lies before the backlog.
+    gap: Option<Gap>,
     is_backlog_sent: bool,
     deadline: Instant,
     ticker: tokio::time::Interval,
     bookmarked: Revision,
     /// Column definitions are sent with the first table only.
     table_started: bool,
+}
+
+/// What a watch from before the history in memory has still to read from the store, a part at a time.
+struct Gap {
+    filter: Filter,
+    after: Revision,
+    /// Memory has what comes after.
+    until: Revision,
+    /// What was read and not sent.
+    read: Vec<Notice>,
+}
+
+impl Gap {
+    /// Reads the next part.
+    async fn fill(&mut self, call: &Call) -> Outcome<()> {
+        let collection = call.collection()?;
+        let changes = call.kernel.store.changes(self.filter.prefix(), self.after).await?;
+        let events = changes.events.iter().take_while(|event| event.revision <= self.until);
+        self.read.extend(events.filter_map(|event| collection.notice(event, &self.filter)));
+        self.after = if changes.more { changes.complete_to } else { self.until };
+        Ok(())
+    }
+
+    fn is_closed(&self) -> bool {
+        self.after >= self.until
+    }
+}
+
+/// A watch that starts after a revision which memory no longer has; the first part is read at once, to know that the store has it.
+async fn late(call: &Call, filter: Filter, after: Revision) -> Outcome<Result<(Subscription, Option<Gap>), Refused>> {
+    let (subscription, until) = match call.collection()?.subscribe_late(filter.clone()) {
+        Ok(late) => late,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let mut gap = Gap { filter, after, until, read: Vec::new() };
+    match gap.fill(call).await {
+        Ok(()) => Ok(Ok((subscription, Some(gap)))),
+        Err(failure) if failure.0.reason == Reason::Expired => Ok(Err(Refused::Expired)),
+        Err(failure) => Err(failure),
+    }
 }
 
 pub(crate) async fn serve(call: &Call) -> Outcome<Response<Body>> {
@@ -85,9 +127,13 @@ pub(crate) async fn serve(call: &Call) -> Outcome<Response<Body>> {
     };
     // Taken before the subscription: whatever is told later than this is not in what is sent first.
     let applied = call.kernel.cache.applied();
-    let subscription = match collection.subscribe(filter, start) {
-        Ok(subscription) => subscription,
-        // The history no longer reaches back: the watch itself succeeds and says so, as clients expect.
+    let subscribed = match (collection.subscribe(filter.clone(), start), start) {
+        (Err(Refused::Expired), Start::After(after)) => late(call, filter, after).await?,
+        (subscribed, _) => subscribed.map(|subscription| (subscription, None)),
+    };
+    let (subscription, gap) = match subscribed {
+        Ok(subscribed) => subscribed,
+        // The store's history no longer reaches back either: the watch itself succeeds and says so, as clients expect.
         Err(Refused::Expired) => {
             let wanted = wanted.unwrap_or(0);
             return gone(call, &Status::expired(format!("too old resource version: {wanted}")));
@@ -115,6 +161,7 @@ pub(crate) async fn serve(call: &Call) -> Outcome<Response<Body>> {
     let watch = Watch {
         call: call.clone(),
         ready: VecDeque::new(),
+        gap,
         is_backlog_sent: false,
         // Everything up to here, whichever kind changed: the kind's own last change may lie long ago, or never have been.
         bookmarked: subscription.revision.max(applied),
@@ -194,6 +241,22 @@ impl Watch {
     async fn next(&mut self) -> Option<Result<Bytes, BoxError>> {
         if let Some(bytes) = self.ready.pop_front() {
             return Some(Ok(bytes));
+        }
+        while let Some(mut gap) = self.gap.take() {
+            if gap.read.is_empty() && !gap.is_closed() {
+                // Compacted meanwhile: the caller starts again from the last change that it was told.
+                gap.fill(&self.call).await.ok()?;
+            }
+            for notice in std::mem::take(&mut gap.read) {
+                match self.frames(&notice) {
+                    Ok(mut frames) => self.ready.append(&mut frames),
+                    Err(error) => return Some(Err(error)),
+                }
+            }
+            self.gap = (!gap.is_closed()).then_some(gap);
+            if let Some(bytes) = self.ready.pop_front() {
+                return Some(Ok(bytes));
+            }
         }
         if !self.is_backlog_sent {
             match self.fill_from_backlog() {

@@ -1,6 +1,9 @@
 //! The protocol itself, request by request: versions, limits, preconditions, patches, forms.
 
-use control_plane_apiserver::{Body, LocalService, User};
+use std::sync::Arc;
+
+use control_plane_apiserver::{ApiServer, Body, LocalService, User};
+use control_plane_store::{Sqlite, SqliteConfig, Store};
 use http::{Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
@@ -291,18 +294,21 @@ async fn deletions_wait_for_finalizers() {
 
 #[tokio::test]
 async fn a_watch_from_before_the_history_is_told_so() {
-    let server = Server::start().await;
-    let mut caller = Caller::of(&server);
-    // More changes than the history keeps.
-    for index in 0..4200 {
-        let mut lease = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"n": index.to_string()}});
-        if index == 0 {
-            caller.json("POST", MAPS, lease).await;
-        } else {
-            lease["metadata"]["resourceVersion"] = "".into();
-            assert_eq!(caller.json("PUT", &format!("{MAPS}/m"), lease).await.0, 200);
-        }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
+    let pki = crate::pki::Pki::make().unwrap();
+    let store: Arc<dyn Store> = Arc::new(Sqlite::open(&SqliteConfig::new(&path)).unwrap());
+    let api = ApiServer::start_on(crate::server::config(&pki, path), Arc::clone(&store)).await.unwrap();
+    let mut caller = Caller(api.local_service(User::new("admin", &["system:masters"])));
+    // More than memory keeps, and then the store forgets it too.
+    for index in 0..4 {
+        let mut large = map(&format!("m{index}"));
+        large["data"]["a"] = "x".repeat(900 << 10).into();
+        assert_eq!(caller.json("POST", MAPS, large.clone()).await.0, 201);
+        large["data"]["a"] = "".into();
+        assert_eq!(caller.json("PUT", &format!("{MAPS}/m{index}"), large).await.0, 200);
     }
+    store.compact(store.revision().await.unwrap()).await.unwrap();
     let response = caller.send("GET", &format!("{MAPS}?watch=true&resourceVersion=1"), NONE, Vec::new()).await;
     assert_eq!(response.status(), 200);
     let event: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();

@@ -8,6 +8,7 @@
 mod pki;
 
 mod eviction;
+mod hangup;
 mod hostile;
 mod http;
 mod in_process;
@@ -16,3 +17,4 @@ mod normal;
 mod proxy;
 mod rules;
 mod server;
+mod watches;

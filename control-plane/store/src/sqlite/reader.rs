@@ -5,10 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use crate::{Entry, Error, Event, Page, Range, Revision, hub::LogPage, prefix_end};
+use crate::{Changes, Entry, Error, Event, Page, Range, Revision, prefix_end};
 
 /// Changes that one read of the log returns; a watcher that is further behind asks again.
 const LOG_PAGE_MAX: usize = 1000;
+/// Bytes of their objects, but for the last one.
+const LOG_PAGE_BYTES_MAX: usize = 1 << 20;
 
 /// A failed query: of the database, or refused by the store's own rules.
 #[derive(Debug, thiserror::Error)]
@@ -81,29 +83,34 @@ pub(super) fn list(connection: &mut Connection, range: &Range, at: Option<Revisi
     let revision = moment(&transaction, at)?;
     let limit = range.limit.unwrap_or(usize::MAX);
     let mut entries = Vec::new();
-    let mut more = false;
-    {
-        // SQLite takes the bare columns from the row that has the maximum: the newest version of each key.
-        let mut statement = transaction.prepare_cached(
-            "SELECT key, max(revision), created, value FROM log
-             WHERE key >= ?1 AND key > ?2 AND (?3 IS NULL OR key < ?3) AND revision <= ?4
-             GROUP BY key ORDER BY key",
-        )?;
-        let after = range.after.as_deref().unwrap_or("");
-        let mut rows = statement.query(params![range.prefix, after, prefix_end(&range.prefix), to_sql(revision)])?;
-        while let Some(row) = rows.next()? {
-            let Some(entry) = entry(row)? else { continue };
+    // Key by key, each by two looks into the index: a key costs the same however many versions it has, and nothing is read behind
+    // the last one that is asked for.
+    let mut place = match range.after.as_deref().filter(|after| *after >= range.prefix.as_str()) {
+        Some(after) => next_key(&transaction, ">", after)?,
+        None => next_key(&transaction, ">=", &range.prefix)?,
+    };
+    while let Some(key) = place.filter(|key| key.starts_with(&range.prefix)) {
+        if let Some(entry) = version(&transaction, &key, to_sql(revision))? {
             if entries.len() == limit {
-                more = true;
-                break;
+                return Ok(Page { entries, revision, more: true });
             }
             entries.push(entry);
         }
+        place = next_key(&transaction, ">", &key)?;
     }
-    Ok(Page { entries, revision, more })
+    Ok(Page { entries, revision, more: false })
 }
 
-pub(super) fn changes(connection: &mut Connection, prefix: &str, after: Revision) -> Result<LogPage, ReadError> {
+/// The first key after, or at, another.
+fn next_key(transaction: &Transaction<'_>, relation: &str, key: &str) -> rusqlite::Result<Option<String>> {
+    let sql = match relation {
+        ">" => "SELECT key FROM log WHERE key > ?1 ORDER BY key LIMIT 1",
+        _ => "SELECT key FROM log WHERE key >= ?1 ORDER BY key LIMIT 1",
+    };
+    transaction.prepare_cached(sql)?.query_row([key], |row| row.get(0)).optional()
+}
+
+pub(super) fn changes(connection: &mut Connection, prefix: &str, after: Revision) -> Result<Changes, ReadError> {
     let transaction = connection.transaction()?;
     let (newest, compacted) = bounds(&transaction)?;
     if after < compacted {
@@ -112,7 +119,8 @@ pub(super) fn changes(connection: &mut Connection, prefix: &str, after: Revision
     if after > newest {
         return Err(Error::Future { wanted: after, newest }.into());
     }
-    let mut events = Vec::new();
+    let mut events: Vec<Event> = Vec::new();
+    let mut bytes = 0_usize;
     let mut complete_to = newest;
     let mut more = false;
     {
@@ -122,18 +130,22 @@ pub(super) fn changes(connection: &mut Connection, prefix: &str, after: Revision
         )?;
         let mut rows = statement.query(params![to_sql(after), prefix, prefix_end(prefix)])?;
         while let Some(row) = rows.next()? {
-            if events.len() == LOG_PAGE_MAX {
+            if events.len() == LOG_PAGE_MAX || bytes > LOG_PAGE_BYTES_MAX {
                 more = true;
                 break;
             }
             let key: Arc<str> = row.get(0)?;
             let revision = from_sql(row.get(1)?);
             let previous = version(&transaction, &key, to_sql(Revision(revision.0.saturating_sub(1))))?;
-            events.push(Event { revision, entry: entry(row)?, key, previous });
+            let entry = entry(row)?;
+            for value in [&entry, &previous].into_iter().flatten() {
+                bytes = bytes.saturating_add(value.value.len());
+            }
+            events.push(Event { revision, entry, key, previous });
         }
     }
     if more && let Some(last) = events.last() {
         complete_to = last.revision;
     }
-    Ok(LogPage { events, complete_to, more })
+    Ok(Changes { events, complete_to, more })
 }
