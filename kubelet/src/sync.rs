@@ -60,6 +60,11 @@ pub enum Action {
         grace_seconds: i64,
         why: Kill,
     },
+    /// The preStop hook of a sidecar that is told to end later.
+    PreStop {
+        id: String,
+        grace_seconds: i64,
+    },
     /// A container that was made but never ran.
     RemoveContainer {
         id: String,

@@ -282,6 +282,7 @@ impl Worker {
                 self.looked = true;
                 let alive: BTreeSet<&str> = self.observed.containers.iter().map(|c| c.id.as_str()).collect();
                 self.observed.probes.retain(|id, _| alive.contains(id.as_str()));
+                self.observed.pre_stopped.retain(|id| alive.contains(id.as_str()));
             }
             Err(error) => {
                 tracing::warn!(pod = %self.pod.key, %error, "runtime did not tell about the pod");

@@ -21,6 +21,8 @@ pub struct Stop {
     pub why: Kill,
     /// An earlier, slower kill of the same container runs its hook already.
     pub again: bool,
+    /// The hook has been run, or is running, already.
+    pub hook_ran: bool,
 }
 
 impl Stop {
@@ -37,7 +39,7 @@ impl Stop {
             self.kit.recorder.pod(&self.pod, Some(&name), Severity::Normal, "Killing", text);
         }
         let began = Instant::now();
-        if self.container.is_running() && self.why != Kill::SandboxLost && !self.again {
+        if self.container.is_running() && self.why != Kill::SandboxLost && !self.again && !self.hook_ran {
             self.pre_stop().await;
         }
         let spent = i64::try_from(began.elapsed().as_secs()).unwrap_or(0);
@@ -45,7 +47,8 @@ impl Stop {
         self.kit.runtime.stop_container(&self.container.id, left).await
     }
 
-    async fn pre_stop(&self) {
+    /// Runs the hook to its end, or to that of the grace period.
+    pub async fn pre_stop(&self) {
         let member = self.pod.member(&self.container.name);
         let hook = member.and_then(|m| m.container.lifecycle.as_ref()).and_then(|l| l.pre_stop.clone());
         let (Some(member), Some(hook)) = (member, hook) else { return };

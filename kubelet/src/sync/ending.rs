@@ -6,7 +6,17 @@ use jiff::Timestamp;
 
 use super::observed::{Container, Observed};
 use super::{Action, Ending, Kill, kill};
-use crate::pod::{Kind, LocalPod};
+use crate::pod::{Kind, LocalPod, bounded_grace};
+
+fn pre_stop(pod: &LocalPod, observed: &Observed, container: &Container, grace: i64, actions: &mut Vec<Action>) {
+    let lifecycle = pod.member(&container.name).and_then(|m| m.container.lifecycle.as_ref());
+    let has_hook = lifecycle.is_some_and(|l| l.pre_stop.is_some());
+    let is_begun = observed.pre_stopped.contains(&container.id) || observed.busy.killing.contains_key(&container.id);
+    if has_hook && !is_begun && container.is_running() && grace > 0 {
+        let grace_seconds = bounded_grace(grace);
+        actions.push(Action::PreStop { id: container.id.clone(), grace_seconds });
+    }
+}
 
 /// Seconds that are left of the pod's grace period, rounded up.
 fn left(grace_seconds: i64, since: Option<Timestamp>, now: Timestamp) -> i64 {
@@ -31,10 +41,16 @@ pub(super) fn plan(pod: &LocalPod, observed: &Observed, ending: Ending, now: Tim
     for container in &others {
         kill(observed, container, grace, Kill::Stopping, now, &mut actions);
     }
+    if !others.is_empty() {
+        // Upstream: hooks do not wait for their container's turn; a proxy begins to drain when the pod begins to end.
+        for container in &sidecars {
+            pre_stop(pod, observed, container, grace, &mut actions);
+        }
+    }
     if others.is_empty() {
         // The last sidecar of the spec ends first: later ones may need earlier ones.
         let last = pod.of(&[Kind::Sidecar]).rev().find_map(|m| sidecars.iter().find(|c| c.name == m.name()));
-        if let Some(container) = last {
+        if let Some(container) = last.filter(|c| !busy.pre_stopping.contains(&c.id)) {
             kill(observed, container, grace, Kill::Stopping, now, &mut actions);
         }
     }

@@ -133,6 +133,8 @@ pub struct Busy {
     pub starting: BTreeSet<String>,
     /// Container id -> when it will have been killed by force.
     pub killing: BTreeMap<String, Timestamp>,
+    /// Ids of containers whose preStop hook runs before they are told to end.
+    pub pre_stopping: BTreeSet<String>,
     pub releasing: bool,
 }
 
@@ -150,6 +152,8 @@ pub struct Observed {
     pub restarts: BTreeMap<String, Backoff>,
     /// By container id.
     pub probes: BTreeMap<String, Probed>,
+    /// Ids of containers whose preStop hook has been started; it is not run twice.
+    pub pre_stopped: BTreeSet<String>,
     pub busy: Busy,
     pub failed: Option<Failed>,
     /// The API object (or the manifest) is no more.

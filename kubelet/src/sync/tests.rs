@@ -93,6 +93,7 @@ fn apply(pod: &LocalPod, observed: &mut Observed, action: &Action, now: Timestam
         Action::RemoveContainer { id } => observed.containers.retain(|c| c.id != *id),
         Action::Fail(failed) => observed.failed = Some(failed.clone()),
         Action::Release => observed.released = true,
+        Action::PreStop { id, .. } => drop(observed.pre_stopped.insert(id.clone())),
         Action::CancelStarts | Action::Finish | Action::Wake { .. } => {}
     }
 }
@@ -304,6 +305,33 @@ fn all_containers_of_a_pod_share_one_grace_period() {
     check(10, &[], &[("b", 0, 10), ("a", 0, 10), ("s2", 10, 2), ("s1", 12, 2)]);
     check(10, &["a", "b"], &[("b", 0, 10), ("a", 0, 10), ("s2", 1, 9), ("s1", 10, 2)]);
     check(10, &["a", "b", "s2"], &[("b", 0, 10), ("a", 0, 10), ("s2", 1, 9), ("s1", 2, 8)]);
+}
+
+#[test]
+fn hooks_of_sidecars_run_when_the_pod_begins_to_end_and_once() {
+    let hook = json!({"preStop": {"exec": {"command": ["drain"]}}});
+    let inits = json!([{"name": "s1", "image": "img", "restartPolicy": "Always", "lifecycle": hook}]);
+    let mut pod = pod("Always", inits);
+    let mut observed = ready(&pod);
+    settle(&pod, &mut observed, at(-10));
+    pod.object.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(10)));
+    pod.object.metadata.deletion_grace_period_seconds = Some(10);
+    observed.ending_since = Some(at(0));
+    let names = |actions: &[Action]| -> Vec<String> {
+        let name = |a: &Action| match a {
+            Action::KillContainer { name, .. } => name.clone(),
+            other => format!("{other:?}").split([' ', '{']).next().unwrap().to_owned(),
+        };
+        actions.iter().map(name).collect()
+    };
+    let actions = plan(&pod, &observed, at(0));
+    assert_eq!(names(&actions), ["b", "a", "PreStop"]);
+    let side = observed.newest("s1").unwrap().id.clone();
+    observed.busy.pre_stopping.insert(side.clone());
+    actions.iter().for_each(|a| apply(&pod, &mut observed, a, at(1)));
+    assert_eq!(plan(&pod, &observed, at(1)), [], "the hook is waited for");
+    observed.busy.pre_stopping.remove(&side);
+    assert_eq!(names(&plan(&pod, &observed, at(4))), ["s1"]);
 }
 
 #[test]

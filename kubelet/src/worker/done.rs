@@ -27,6 +27,7 @@ pub(super) enum Work {
     Sandbox,
     Start(String),
     Kill(String),
+    PreStop(String),
     Release,
     Write,
 }
@@ -38,6 +39,7 @@ impl std::fmt::Display for Work {
             Work::Sandbox => f.write_str("its sandbox"),
             Work::Start(name) => write!(f, "starting container {name}"),
             Work::Kill(id) => write!(f, "ending container {id}"),
+            Work::PreStop(id) => write!(f, "the preStop hook of container {id}"),
             Work::Release => f.write_str("clearing it away"),
             Work::Write => f.write_str("writing its status"),
         }
@@ -53,6 +55,7 @@ pub(super) enum Done {
     SandboxStopped(Result<(), crate::cri::Error>),
     Started { name: String, result: Result<(), operation::Failure> },
     Killed { id: String, result: Result<(), crate::cri::Error> },
+    PreStopped { id: String },
     Released(Result<(), String>),
     Deleted(Result<(), kube::Error>),
     Cleared(Result<(), String>),
@@ -104,6 +107,7 @@ impl Worker {
                 }
                 return true;
             }
+            Done::PreStopped { id } => drop(self.observed.busy.pre_stopping.remove(&id)),
             Done::Released(result) => {
                 self.observed.busy.releasing = false;
                 self.observed.released = result.is_ok();
@@ -144,6 +148,7 @@ impl Worker {
             Work::Sandbox => busy.sandbox = false,
             Work::Start(name) => drop(busy.starting.remove(name)),
             Work::Kill(id) => drop(busy.killing.remove(id)),
+            Work::PreStop(id) => drop(busy.pre_stopping.remove(id)),
             Work::Release => busy.releasing = false,
             Work::Write => self.sent.give_up(),
         }

@@ -47,6 +47,7 @@ impl Worker {
             }
             Action::StartContainer { name, attempt } => self.start_container(name, attempt, now),
             Action::KillContainer { id, grace_seconds, why, .. } => self.kill_container(&id, grace_seconds, why, now),
+            Action::PreStop { id, grace_seconds } => self.pre_stop(&id, grace_seconds),
             Action::RemoveContainer { id } => self.remove_container(&id),
             Action::CancelStarts => self.cancel.cancel(),
             Action::Fail(failed) => {
@@ -126,6 +127,7 @@ impl Worker {
         let Some(container) = self.observed.containers.iter().find(|c| c.id == id).cloned() else { return };
         let deadline = now.saturating_add(SignedDuration::from_secs(grace_seconds)).unwrap_or(Timestamp::MAX);
         let again = self.observed.busy.killing.insert(id.to_owned(), deadline).is_some();
+        let hook_ran = !self.observed.pre_stopped.insert(id.to_owned());
         let stop = Stop {
             kit: self.kit.clone(),
             pod: self.pod.clone(),
@@ -134,10 +136,33 @@ impl Worker {
             grace_seconds,
             why,
             again,
+            hook_ran,
         };
         let id = id.to_owned();
         self.begin(Work::Kill(id.clone()), async move {
             Done::Killed { id, result: slow_on_error(stop.run().await).await }
+        });
+    }
+
+    /// Only the hook; the container is told to end when it is its turn.
+    fn pre_stop(&mut self, id: &str, grace_seconds: i64) {
+        let Some(container) = self.observed.containers.iter().find(|c| c.id == id).cloned() else { return };
+        self.observed.busy.pre_stopping.insert(id.to_owned());
+        self.observed.pre_stopped.insert(id.to_owned());
+        let hook = Stop {
+            kit: self.kit.clone(),
+            pod: self.pod.clone(),
+            container,
+            sandbox: self.observed.sandbox().cloned(),
+            grace_seconds,
+            why: Kill::Stopping,
+            again: false,
+            hook_ran: false,
+        };
+        let id = id.to_owned();
+        self.begin(Work::PreStop(id.clone()), async move {
+            hook.pre_stop().await;
+            Done::PreStopped { id }
         });
     }
 

@@ -24,14 +24,20 @@ struct World {
     tokens: usize,
     /// Requests about this object panic in the caller's own task.
     panics_at: Option<String>,
+    /// Watches from before this revision are refused.
+    compacted: u64,
+    /// Nobody is told of changes.
+    deaf: bool,
 }
 
 #[derive(Clone)]
 pub(crate) struct Api {
     world: Arc<Mutex<World>>,
-    /// Collection path, type of event, object.
-    changes: broadcast::Sender<(String, &'static str, Value)>,
+    changes: Arc<Mutex<broadcast::Sender<Change>>>,
 }
+
+/// Collection path, type of event, object.
+type Change = (String, &'static str, Value);
 
 type Answer = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>>;
 
@@ -90,7 +96,7 @@ fn selected(object: &Value, query: &str) -> bool {
 
 impl Api {
     pub(crate) fn new() -> Api {
-        Api { world: Arc::default(), changes: broadcast::channel(1024).0 }
+        Api { world: Arc::default(), changes: Arc::new(Mutex::new(broadcast::channel(1024).0)) }
     }
 
     pub(crate) fn client(&self) -> kube::Client {
@@ -177,7 +183,9 @@ impl Api {
         } else {
             world.objects.insert(key, object.clone());
         }
-        let _ = self.changes.send((collection.to_owned(), change, object.clone()));
+        if !world.deaf {
+            let _ = self.changes.lock().unwrap().send((collection.to_owned(), change, object.clone()));
+        }
         object
     }
 
@@ -233,7 +241,15 @@ impl Api {
         let from: u64 =
             query.split('&').find_map(|p| p.strip_prefix("resourceVersion=")).and_then(|v| v.parse().ok()).unwrap_or(0);
         let (collection, query) = (collection.to_owned(), query.to_owned());
-        let changes = self.changes.subscribe();
+        if from < self.world.lock().unwrap().compacted {
+            // As API servers say it: in the stream.
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired",
+                "message": "too old resource version", "code": 410});
+            let line = format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n");
+            let body = Full::new(Bytes::from(line)).boxed_unsync();
+            return Response::builder().status(200).header("content-type", "application/json").body(body).unwrap();
+        }
+        let changes = self.changes.lock().unwrap().subscribe();
         // What happened between the list and this watch; deletions in between do not occur in these tests.
         let missed: Vec<(String, &'static str, Value)> = {
             let world = self.world.lock().unwrap();
@@ -264,6 +280,16 @@ impl Api {
 
     pub(crate) fn set_down(&self, down: bool) {
         self.world.lock().unwrap().down = down;
+    }
+
+    /// What `change` does nobody is told of, and all watches end: only a new list shows it.
+    pub(crate) fn overrun(&self, change: impl FnOnce(&Api)) {
+        self.world.lock().unwrap().deaf = true;
+        change(self);
+        let mut world = self.world.lock().unwrap();
+        world.deaf = false;
+        world.compacted = world.revision;
+        *self.changes.lock().unwrap() = broadcast::channel(1024).0;
     }
 
     pub(crate) fn panic_at(&self, name: Option<&str>) {

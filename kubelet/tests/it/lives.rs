@@ -91,7 +91,9 @@ impl Drop for Node {
         {
             let _ = group.remove();
         }
-        let _ = nix::mount::umount2(self.dir.path(), nix::mount::MntFlags::MNT_DETACH);
+        for path in [self.dir.path().join("data"), self.dir.path().to_owned()] {
+            let _ = nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH);
+        }
     }
 }
 
@@ -332,6 +334,73 @@ async fn a_node_that_is_deleted_comes_again() {
     })
     .await;
     assert_eq!(node.runtime.running("c").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_while_the_watch_is_overrun_is_seen_by_the_next_list() {
+    let node = Node::start().await;
+    node.pod(simple());
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    node.api.overrun(|api| {
+        api.delete(PODS, "p", Some(0));
+        api.delete("api/v1/nodes", "n1", None);
+        node.pod_named("q");
+    });
+    node.eventually("the new one runs", |n| n.api.get(PODS, "q").is_some_and(|p| p["status"]["phase"] == "Running"))
+        .await;
+    node.eventually("the old one has gone", |n| n.runtime.running("c").is_empty()).await;
+    node.eventually("the node has come again", |n| n.api.get("api/v1/nodes", "n1").is_some()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_that_fails_is_tried_until_it_succeeds() {
+    let node = Node::start().await;
+    node.pod(simple());
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    for call in ["StopContainer", "StopPodSandbox", "RemovePodSandbox"] {
+        node.runtime.refuse(Some(call));
+        let before = node.runtime.calls(call);
+        if call == "StopContainer" {
+            node.api.delete(PODS, "p", Some(1));
+        }
+        node.eventually(call, |n| n.runtime.calls(call) >= before + 2).await;
+        assert!(!node.runtime.is_empty(), "{call} was refused, and yet all has gone");
+    }
+    node.runtime.refuse(None);
+    node.eventually("all gone", |n| n.api.get(PODS, "p").is_none() && n.runtime.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told_and_what_failed_for_it_works_when_there_is_room() {
+    let mut node = Node::start().await;
+    node.stop().await;
+    let data = node.dir.path().join("data");
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), &data, Some("tmpfs"), flags, Some("size=1m")).unwrap();
+    let fill = std::fs::write(data.join("filler"), vec![0; 2 << 20]);
+    assert!(fill.is_err(), "the disk is full");
+    // Whoever starts on a full disk needs its directories.
+    std::fs::remove_file(data.join("filler")).unwrap();
+    node.run();
+    let pods = data.join("pods");
+    node.eventually("its directories are there", |_| pods.exists()).await;
+    let fill = std::fs::write(data.join("filler"), vec![0; 2 << 20]);
+    assert!(fill.is_err(), "the disk is full");
+    node.eventually("the pressure told", |n| {
+        condition(&n.api.get("api/v1/nodes", "n1").unwrap(), "DiskPressure") == "True"
+    })
+    .await;
+    node.pod(simple());
+    node.eventually("it waits", |n| n.waiting() == "CreateContainerConfigError").await;
+    assert_eq!(node.runtime.running("c").len(), 0);
+    std::fs::remove_file(data.join("filler")).unwrap();
+    node.eventually("running", |n| n.status()["phase"] == "Running").await;
+    node.eventually("the pressure over", |n| {
+        condition(&n.api.get("api/v1/nodes", "n1").unwrap(), "DiskPressure") == "False"
+    })
+    .await;
+    node.stop().await;
+    nix::mount::umount2(&data, nix::mount::MntFlags::MNT_DETACH).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

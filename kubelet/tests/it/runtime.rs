@@ -27,6 +27,8 @@ struct World {
     refuse_pull: bool,
     exec_exit: i32,
     calls: HashMap<String, usize>,
+    /// A call that fails, whatever it is about.
+    refused: Option<String>,
     cidr: String,
 }
 
@@ -96,7 +98,9 @@ impl Runtime {
             StreamBody::new(events.filter_map(|e| async { e.ok().map(|e| Ok(Frame::data(frame(&e)))) })).boxed_unsync()
         } else {
             *self.world.lock().unwrap().calls.entry(call.clone()).or_default() += 1;
-            let frames = match self.unary(&call, body.slice(5..)) {
+            let is_refused = self.world.lock().unwrap().refused.as_ref() == Some(&call);
+            let answer = if is_refused { Err((2, "refused".into())) } else { self.unary(&call, body.slice(5..)) };
+            let frames = match answer {
                 Ok(bytes) => vec![Ok(Frame::data(bytes)), Ok(trailers(0, ""))],
                 Err((code, message)) => vec![Ok(trailers(code, &message))],
             };
@@ -333,6 +337,10 @@ impl Runtime {
 
     pub(crate) fn refuse_pulls(&self, refuse: bool) {
         self.world.lock().unwrap().refuse_pull = refuse;
+    }
+
+    pub(crate) fn refuse(&self, call: Option<&str>) {
+        self.world.lock().unwrap().refused = call.map(str::to_owned);
     }
 
     pub(crate) fn answer_exec(&self, exit_code: i32) {
