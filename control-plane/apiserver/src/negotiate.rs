@@ -23,6 +23,8 @@ pub(crate) enum Shape {
 pub(crate) struct Accept {
     pub(crate) format: Format,
     pub(crate) shape: Shape,
+    /// The version of meta.k8s.io in which a table or the metadata alone is asked for.
+    pub(crate) meta_version: &'static str,
     pub(crate) pretty: bool,
     /// Large bodies may be packed.
     pub(crate) gzip: bool,
@@ -70,24 +72,30 @@ impl MediaType {
     }
 
     /// What an Accept clause asks for; `None` when it cannot be served here.
-    fn wanted(&self) -> Option<(Format, Shape)> {
+    fn wanted(&self) -> Option<(Format, Shape, &'static str)> {
         let format = match self.essence.as_str() {
             JSON | "*/*" | "application/*" | "text/json" => Format::Json,
             YAML | "text/yaml" => Format::Yaml,
             PROTOBUF => Format::Protobuf,
             _ => return None,
         };
-        let version_1 = self.parameter("v").is_none_or(|version| version == "v1");
+        // Dashboards of some age ask for the beta alone; it differs by its name.
+        let meta_version = match self.parameter("v") {
+            None | Some("v1") => "meta.k8s.io/v1",
+            Some("v1beta1") => "meta.k8s.io/v1beta1",
+            Some(_) => "",
+        };
+        let known = !meta_version.is_empty();
         let meta_group = self.parameter("g").is_none_or(|group| group == "meta.k8s.io");
         let shape = match self.parameter("as") {
             None => Shape::Whole,
-            Some("Table") if version_1 && meta_group => Shape::Table,
-            Some("PartialObjectMetadata" | "PartialObjectMetadataList") if version_1 && meta_group => {
+            Some("Table") if known && meta_group => Shape::Table,
+            Some("PartialObjectMetadata" | "PartialObjectMetadataList") if known && meta_group => {
                 Shape::PartialMetadata
             }
             Some(_) => return None,
         };
-        Some((format, shape))
+        Some((format, shape, meta_version))
     }
 }
 
@@ -110,11 +118,11 @@ pub(crate) fn accept(headers: &HeaderMap, query: &Query) -> Outcome<Accept> {
         .map(MediaType::parse)
         .collect();
     if clauses.is_empty() {
-        return Ok(Accept { format: Format::Json, shape: Shape::Whole, pretty, gzip });
+        return Ok(Accept { format: Format::Json, shape: Shape::Whole, meta_version: "meta.k8s.io/v1", pretty, gzip });
     }
     clauses.sort_by(|one, other| other.quality().total_cmp(&one.quality()));
     let best = clauses.iter().find_map(MediaType::wanted);
-    best.map(|(format, shape)| Accept { format, shape, pretty, gzip })
+    best.map(|(format, shape, meta_version)| Accept { format, shape, meta_version, pretty, gzip })
         .ok_or_else(|| Status::not_acceptable(&ALL).into())
 }
 
@@ -138,6 +146,7 @@ mod tests {
         };
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         check(table, Some((Format::Json, Shape::Table)));
+        check("application/json;as=Table;v=v1beta1;g=meta.k8s.io", Some((Format::Json, Shape::Table)));
         check("application/json;as=Table;v=v2;g=meta.k8s.io,application/json", Some((Format::Json, Shape::Whole)));
         check("application/vnd.kubernetes.protobuf,application/json", Some((Format::Protobuf, Shape::Whole)));
         check("application/yaml;q=0.5, application/json;q=0.9", Some((Format::Json, Shape::Whole)));

@@ -38,17 +38,23 @@ pub(crate) fn is_plain(call: &Call) -> bool {
 pub(crate) fn object(call: &Call, code: StatusCode, object: &Object) -> Outcome<Response<Body>> {
     let bytes = match call.accept.shape {
         Shape::Whole => encode(call, object)?,
-        Shape::Table => encode_value(call, &behaviour::table_of(call, object)?)?,
-        Shape::PartialMetadata => encode(call, &partial(object))?,
+        Shape::Table => encode_value(call, &versioned(call, behaviour::table_of(call, object)?))?,
+        Shape::PartialMetadata => encode(call, &partial(call, object))?,
     };
     Ok(finish(call, code, call.accept.format, bytes))
 }
 
 /// The metadata alone.
-pub(crate) fn partial(object: &Object) -> Object {
-    let mut out = Object::new("meta.k8s.io/v1", "PartialObjectMetadata");
+pub(crate) fn partial(call: &Call, object: &Object) -> Object {
+    let mut out = Object::new(call.accept.meta_version, "PartialObjectMetadata");
     out.copy_from("metadata", object);
     out
+}
+
+/// A table in the version that is asked for.
+pub(crate) fn versioned(call: &Call, mut table: Value) -> Value {
+    table["apiVersion"] = call.accept.meta_version.into();
+    table
 }
 
 pub(crate) fn encode(call: &Call, object: &Object) -> Outcome<Bytes> {
@@ -130,14 +136,14 @@ pub(crate) fn list(call: &Call, meta: &ListMeta, objects: &[Object]) -> Outcome<
     let bytes = match call.accept.shape {
         Shape::Table => {
             let table = behaviour::table(call, objects, &meta.resource_version, Some(meta))?;
-            encode_value(call, &table)?
+            encode_value(call, &versioned(call, table))?
         }
         shape => {
             let (api_version, kind, items): (_, _, Vec<Object>) = match shape {
                 Shape::PartialMetadata => (
-                    "meta.k8s.io/v1".to_owned(),
+                    call.accept.meta_version.to_owned(),
                     "PartialObjectMetadataList".to_owned(),
-                    objects.iter().map(partial).collect(),
+                    objects.iter().map(|object| partial(call, object)).collect(),
                 ),
                 _ => (call.row.api_version(), call.row.list_kind(), objects.to_vec()),
             };

@@ -322,7 +322,14 @@ impl Watch {
     fn form(&self, kind: Kind) -> Form {
         let Call { row, accept, query, .. } = &self.call;
         let include = query.first("includeObject").unwrap_or("");
-        let name = format!("{:?} {:?} {} {} {include}", accept.format, accept.shape, accept.pretty, row.api_version());
+        let name = format!(
+            "{:?} {:?} {} {} {} {include}",
+            accept.format,
+            accept.shape,
+            accept.meta_version,
+            accept.pretty,
+            row.api_version()
+        );
         Form { kind, name }
     }
 
@@ -343,14 +350,14 @@ impl Watch {
     fn shaped(&mut self, object: &Object) -> Outcome<Value> {
         match self.call.accept.shape {
             Shape::Whole => Ok(object.to_value()),
-            Shape::PartialMetadata => Ok(respond::partial(object).into_value()),
+            Shape::PartialMetadata => Ok(respond::partial(&self.call, object).into_value()),
             Shape::Table => {
                 let version = object.resource_version();
                 let mut table = behaviour::table(&self.call, std::slice::from_ref(object), version, None)?;
                 if std::mem::replace(&mut self.table_started, true) {
                     table["columnDefinitions"] = Value::Null;
                 }
-                Ok(table)
+                Ok(respond::versioned(&self.call, table))
             }
         }
     }
@@ -364,10 +371,10 @@ impl Watch {
         }
         let value = match self.call.accept.shape {
             Shape::Whole => object.into_value(),
-            Shape::PartialMetadata => respond::partial(&object).into_value(),
+            Shape::PartialMetadata => respond::partial(&self.call, &object).into_value(),
             Shape::Table => {
-                json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": at.to_string()},
-                "columnDefinitions": [], "rows": [{"cells": [], "object": respond::partial(&object).into_value()}]})
+                json!({"kind": "Table", "apiVersion": self.call.accept.meta_version, "metadata": {"resourceVersion": at.to_string()},
+                "columnDefinitions": [], "rows": [{"cells": [], "object": respond::partial(&self.call, &object).into_value()}]})
             }
         };
         event_frame(&self.call, "BOOKMARK", value).map_err(|failure| Box::new(failure.0) as BoxError)

@@ -254,6 +254,13 @@ async fn one_object_in_every_form() {
     let list: Value = serde_json::from_slice(&list.into_body().collect().await.unwrap().to_bytes()).unwrap();
     assert_eq!(list["kind"], "PartialObjectMetadataList");
     assert_eq!(list["items"][0].get("data"), None);
+    // Clients of some age ask for the beta alone.
+    for (shape, kind) in [("Table", "Table"), ("PartialObjectMetadataList", "PartialObjectMetadataList")] {
+        let beta = format!("application/json;as={shape};g=meta.k8s.io;v=v1beta1");
+        let answer = caller.send("GET", MAPS, &[("accept", beta.as_str())], Vec::new()).await;
+        let answer: Value = serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap();
+        assert_eq!((&answer["apiVersion"], &answer["kind"]), (&json!("meta.k8s.io/v1beta1"), &json!(kind)));
+    }
     // Large answers are packed for who accepts it.
     for index in 0..4 {
         let mut large = map(&format!("large{index}"));
