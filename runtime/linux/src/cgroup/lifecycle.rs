@@ -10,9 +10,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{AccessFlags, eaccess};
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,9 @@ const KILL_ROUNDS_MAX: usize = 64;
 /// Processes whose descriptors are open at once, far below any limit of descriptors.
 const SIGNAL_AT_ONCE: usize = 256;
 
+/// What the kernel's files in it let others do is said by their own modes.
+const DIRECTORY_MODE: u32 = 0o755;
+
 /// Makes `path` in one hierarchy, ancestors included. False where it was there already.
 pub(super) fn create(place: &Place, path: &str) -> Result<bool, Error> {
     let mut directory = place.root().to_owned();
@@ -40,7 +44,12 @@ pub(super) fn create(place: &Place, path: &str) -> Result<bool, Error> {
         let parent = directory.clone();
         directory.push(part);
         match fs::create_dir(&directory) {
-            Ok(()) => is_new = true,
+            Ok(()) => {
+                is_new = true;
+                // A container's users look at their own cgroup, whatever the umask of who made it.
+                fs::set_permissions(&directory, Permissions::from_mode(DIRECTORY_MODE))
+                    .map_err(|source| Error::Create { path: directory.clone(), source })?;
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => is_new = false,
             Err(source) => return Err(Error::Create { path: directory, source }),
         }
