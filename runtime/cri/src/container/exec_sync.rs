@@ -68,6 +68,8 @@ async fn perform(
     };
     if matches!(code, Err(Error::Timeout { .. } | Error::Abandoned { .. })) {
         exit.kill(&node).await?;
+        // Whoever looks after the answer finds it gone.
+        let _ = tokio::time::timeout(LINGER, exit.wait()).await;
     }
     Ok(ExecSyncResponse { exit_code: code?, stdout: out, stderr: err })
 }

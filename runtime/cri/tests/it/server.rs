@@ -371,6 +371,7 @@ fn serve() {
         };
         let mut config = Config::new(&dir.join("data"), dir.join("run"), program("sampan-shim"), cni);
         config.cgroup_root = std::env::var(CGROUP).unwrap();
+        config.images.registries_dir = Some(dir.join("registries.d"));
         if std::env::var_os(LOOPBACK).is_some() {
             config.streams = StreamListen::any_loopback_port();
         }
