@@ -1,5 +1,5 @@
-//! Coverage-guided fuzzing of what the OCI runtime parses: config.json to plan, seccomp profiles, user strings with passwd and group
-//! files, state files.
+//! Coverage-guided fuzzing of what the OCI runtime and the shim parse: config.json to plan, seccomp profiles, user strings with passwd and
+//! group files, state files, frames on the shim's socket, reports of a child.
 //!
 //! Not a test of what a kernel does: nothing here makes a container. `runtime/fuzz/run SECONDS` builds the engine's programs and runs all
 //! of them at once; `corpus/TARGET` is what they start from, and what `tests/replay.rs` goes through without any engine. Invariant: a
@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use runtime_linux::cgroup::Hierarchy;
 use runtime_oci::{Bundle, ContainerId, CreateOptions, StateRoot, accounts};
+use runtime_shim::protocol::{Call, Message};
+use runtime_shim::wire::{Decoder, WireError, encode};
 
 /// linux/bpf_common.h, BPF_MAXINSNS.
 const INSTRUCTIONS_MAX: usize = 4096;
@@ -81,6 +83,46 @@ pub fn record(data: &[u8]) {
         Err(error) => assert!(!error.to_string().is_empty(), "an error without words"),
     }
     assert_eq!(runtime_oci::list(&root).map(|all| all.len()).ok(), Some(1));
+}
+
+/// A stream of frames, as a shim and as a client read them: what is understood is said again and understood the same way, and no more is
+/// kept than came.
+pub fn wire(data: &[u8]) {
+    fn read<T: serde::Serialize + serde::de::DeserializeOwned>(data: &[u8]) {
+        // In two parts, as a socket may bring them.
+        let (first, second) = data.split_at(data.len() / 2);
+        let mut decoder = Decoder::default();
+        for part in [first, second] {
+            decoder.push(part);
+            loop {
+                match decoder.decode::<T>() {
+                    Ok(None) => break,
+                    // The frame was whole, so the next one is in step.
+                    Err(WireError::Parse(_)) => {}
+                    Err(_) => return,
+                    Ok(Some(message)) => {
+                        let Ok(bytes) = encode(&message) else { continue };
+                        let mut again = Decoder::default();
+                        again.push(&bytes);
+                        let said =
+                            again.decode::<T>().ok().flatten().map(|message| encode(&message).unwrap_or_default());
+                        assert_eq!(said.as_deref(), Some(&*bytes), "said again, it is another message");
+                    }
+                }
+            }
+            assert!(decoder.buffered() <= data.len(), "more is kept than came");
+        }
+    }
+    read::<Call>(data);
+    read::<Message>(data);
+}
+
+/// A child's report, whoever wrote it.
+pub fn report(data: &[u8]) {
+    // Those that carry a descriptor are refused without one.
+    if runtime_oci::is_report(data) {
+        assert!(matches!(data.first(), Some(b'H' | b'W' | b'F' | b'D' | b'R')), "{data:?}");
+    }
 }
 
 /// One directory for the life of this process; `run` says where and removes it.

@@ -28,6 +28,16 @@ fn accounts() {
 }
 
 #[test]
+fn wire() {
+    replay("wire", runtime_fuzz::wire);
+}
+
+#[test]
+fn report() {
+    replay("report", runtime_fuzz::report);
+}
+
+#[test]
 fn record() {
     replay("record", runtime_fuzz::record);
     let left = std::env::temp_dir().join(format!("sampan-fuzz-{}", std::process::id()));

@@ -57,3 +57,4 @@ pub use root::StateRoot;
 pub use runtime_linux::cgroup::SubCgroup;
 pub use start::{Starting, start, start_observed};
 pub use status::{State, Status};
+pub use sync::is_report;

@@ -172,6 +172,12 @@ pub(crate) fn parse_report(message: &[u8], mut descriptors: Vec<OwnedFd>) -> Res
     }))
 }
 
+/// A message that any process could have sent, without descriptors: it is read, or refused in words. For the fuzzer.
+#[must_use]
+pub fn is_report(message: &[u8]) -> bool {
+    matches!(parse_report(message, Vec::new()), Ok(Some(_)))
+}
+
 fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
         match call() {

@@ -47,7 +47,7 @@ const ROOMS: [Room; 25] = [
     sync("runtime-oci", 1),
     room("runtime-images", 1),
     sync("runtime-shim", 2),
-    sync("runtime-fuzz", 2),
+    sync("runtime-fuzz", 3),
     room("cni-fuzz", 3),
     room("runtime-cri", 3),
     room("kubelet", 4),
