@@ -13,6 +13,8 @@ mod pod;
 #[rustfmt::skip]
 mod service;
 #[rustfmt::skip]
+mod sound;
+#[rustfmt::skip]
 mod update;
 #[rustfmt::skip]
 mod volume;
