@@ -23,6 +23,7 @@ pub mod convert;
 pub mod defaults;
 pub mod openapi;
 pub mod panics;
+pub mod pod_security;
 pub mod print;
 pub mod qos;
 pub mod scale;

@@ -106,6 +106,7 @@ fn changed(row: &Row, subresource: &str, new: &Object, old: &Object, causes: &mu
         ("", "Service") => service::check_update(new, old, causes),
         ("", "ConfigMap") => config::check_update(new, old, causes),
         ("", "Secret") => config::check_secret_update(new, old, causes),
+        ("", "Namespace") => node::check_levels(new, Some(old), causes),
         ("", "Node") => node::check_update(new, old, causes),
         ("", "PersistentVolume") => storage::check_volume_update(new, old, causes),
         ("", "PersistentVolumeClaim") => storage::check_claim_update(new, old, causes),
@@ -134,7 +135,12 @@ fn body(row: &Row, object: &Object, is_new: bool, causes: &mut Causes) {
         ("", "Endpoints") => endpoints::check(object, causes),
         ("", "ConfigMap") => config::check_config_map(object, causes),
         ("", "Secret") => config::check_secret(object, causes),
-        ("", "Namespace") => node::check_namespace(object, causes),
+        ("", "Namespace") => {
+            node::check_namespace(object, causes);
+            if is_new {
+                node::check_levels(object, None, causes);
+            }
+        }
         ("", "Node") => node::check(object, causes),
         ("", "ResourceQuota") => quota::check(&spec, causes),
         ("", "LimitRange") => quota::check_limit_range(&spec, causes),

@@ -10,6 +10,7 @@ mod node;
 mod pod;
 mod rbac;
 mod runtime_class;
+mod security;
 mod signing;
 
 use control_plane_api::{Object, Row, Status};
@@ -89,6 +90,7 @@ pub(crate) async fn validate(
     if is(row, "", "pods") && operation == Operation::Create {
         limits::check(call, object)?;
     }
+    security::enforce(call, operation, subresource, object, live)?;
     Ok(())
 }
 

@@ -88,6 +88,28 @@ pub(super) fn check_namespace(object: &Object, causes: &mut Causes) {
     }
 }
 
+/// Levels and versions of Pod Security are known ones: one that was stored before stays.
+pub(super) fn check_levels(new: &Object, old: Option<&Object>, causes: &mut Causes) {
+    const PREFIX: &str = "pod-security.kubernetes.io/";
+    for (key, value) in new.labels().filter(|(key, value)| old.and_then(|old| old.label(key)) != Some(*value)) {
+        let detail = match key.strip_prefix(PREFIX) {
+            Some("enforce" | "audit" | "warn") if !["privileged", "baseline", "restricted"].contains(&value) => {
+                "must be one of privileged, baseline, restricted"
+            }
+            Some("enforce-version" | "audit-version" | "warn-version") if !is_release(value) => {
+                "must be \"latest\" or \"v1.x\""
+            }
+            _ => continue,
+        };
+        causes.push(Cause::invalid_str(format!("metadata.labels[{key}]"), value, detail));
+    }
+}
+
+fn is_release(text: &str) -> bool {
+    let minor = text.strip_prefix("v1.");
+    text == "latest" || minor.is_some_and(|minor| minor.parse::<u16>().is_ok() && !minor.starts_with('+'))
+}
+
 pub(super) fn check_namespace_status(new: &Object, causes: &mut Causes) {
     let (wanted, detail) = if new.is_deleting() {
         ("Terminating", "may only be 'Terminating' if `deletionTimestamp` is not empty")

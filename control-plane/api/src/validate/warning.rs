@@ -8,7 +8,7 @@ use super::address;
 use super::field::Field;
 use crate::{Object, Row};
 
-const ENFORCE: &str = "pod-security.kubernetes.io/";
+const POD_SECURITY: &str = "pod-security.kubernetes.io/";
 /// Warnings of one object; more help nobody.
 const WARNINGS_MAX: usize = 20;
 /// Labels of nodes that have other names now.
@@ -210,14 +210,15 @@ fn service(spec: &Field<'_, '_>, out: &mut Vec<String>) {
     }
 }
 
-/// A level that the namespace asks its pods to keep, and that nothing holds them to.
+/// What a namespace asks of its pods, and is not done: there is no audit log, and the rules are the newest ones.
 fn namespace(object: &Object, out: &mut Vec<String>) {
-    for (key, level) in object.labels() {
-        let Some(mode) = key.strip_prefix(ENFORCE) else { continue };
-        if matches!(mode, "enforce" | "audit" | "warn") && level != "privileged" {
-            out.push(format!(
-                "metadata.labels[{key}]: Pod Security is not enforced yet: pods of any level are admitted; limit who may create pods with RBAC"
-            ));
+    for (key, value) in object.labels() {
+        match key.strip_prefix(POD_SECURITY) {
+            Some("audit") => out.push(format!("metadata.labels[{key}]: nothing is audited yet; use enforce or warn")),
+            Some(mode) if mode.ends_with("-version") && value != "latest" => {
+                out.push(format!("metadata.labels[{key}]: pods are judged by the latest rules"));
+            }
+            _ => {}
         }
     }
 }

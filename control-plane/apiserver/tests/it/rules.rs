@@ -138,11 +138,11 @@ async fn what_is_taken_and_helps_nobody_is_told() {
     let mut caller = Caller::of(&server);
     account(&mut caller).await;
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
-        "metadata": {"name": "n", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
+        "metadata": {"name": "n", "labels": {"pod-security.kubernetes.io/audit": "restricted"}}});
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
         "spec": {"containers": [{"name": "c", "image": "i", "resources": {"limits": {"memory": "100m"}}}]}});
     for (uri, object, expect) in [
-        ("/api/v1/namespaces", namespace, "Pod Security is not enforced yet"),
+        ("/api/v1/namespaces", namespace, "nothing is audited yet"),
         ("/api/v1/namespaces/default/pods", pod, "fractional byte value"),
     ] {
         let response =
@@ -152,4 +152,43 @@ async fn what_is_taken_and_helps_nobody_is_told() {
         assert!(warnings.iter().any(|warning| warning.contains(expect)), "{warnings:?}");
         let _ = response.into_body().collect().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_namespace_holds_its_pods_to_their_level() {
+    let server = Server::start().await;
+    let mut caller = Caller::of(&server);
+    let named = |name: &str, mode: &str, level: &str| {
+        json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": {format!("pod-security.kubernetes.io/{mode}"): level}}})
+    };
+    let plain = json!({"containers": [{"name": "c", "image": "i"}]});
+    let host = json!({"hostPID": true, "containers": [{"name": "c", "image": "i"}]});
+    let kept = json!({"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{"name": "c", "image": "i",
+            "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]});
+    for (level, of_plain, of_host) in [("privileged", 201, 201), ("baseline", 201, 403), ("restricted", 403, 403)] {
+        let name = format!("n-{level}");
+        assert_eq!(caller.json("POST", "/api/v1/namespaces", named(&name, "enforce", level)).await.0, 201);
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+        caller.json("POST", &format!("/api/v1/namespaces/{name}/serviceaccounts"), account).await;
+        for (pod, spec, expect) in [("plain", &plain, of_plain), ("host", &host, of_host), ("kept", &kept, 201)] {
+            let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod}, "spec": spec});
+            let (code, answer) = caller.json("POST", &format!("/api/v1/namespaces/{name}/pods"), pod).await;
+            assert_eq!(code, expect, "{level}: {answer}");
+            if code == 403 {
+                let message = answer["message"].as_str().unwrap();
+                assert!(message.contains(&format!("violates PodSecurity \"{level}:latest\": ")), "{message}");
+            }
+        }
+    }
+    // Whoever writes a template is told in time.
+    caller.json("POST", "/api/v1/namespaces", named("told", "warn", "restricted")).await;
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": plain}}});
+    let uri = "/apis/apps/v1/namespaces/told/deployments";
+    let headers = [("content-type", "application/json")];
+    let response = caller.send("POST", uri, &headers, deployment.to_string().into_bytes()).await;
+    let told = response.headers().get_all("warning").iter().any(|one| one.to_str().unwrap().contains("would violate"));
+    assert!(told && response.status() == 201, "{:?}", response.headers());
 }

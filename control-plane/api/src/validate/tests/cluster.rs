@@ -43,6 +43,19 @@ fn namespaces() {
 }
 
 #[test]
+fn levels_of_pod_security() {
+    let rule = "podsecurity.Admission.ValidateNamespace";
+    let base = json!({"metadata": {"name": "n"}});
+    let table = [
+        ("a level is one of three", rule, "/metadata/labels", json!({"pod-security.kubernetes.io/enforce": "restrictd"}), "metadata.labels[pod-security.kubernetes.io/enforce] Invalid"),
+        ("a version is a release's", rule, "/metadata/labels", json!({"pod-security.kubernetes.io/warn-version": "1.30"}), "metadata.labels[pod-security.kubernetes.io/warn-version] Invalid"),
+        ("a level is taken", rule, "/metadata/labels", json!({"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/enforce-version": "v1.36"}), ""),
+    ];
+    rules("", "v1", "namespaces", &base, &table);
+    changes(("", "v1", "namespaces"), "", &base, &table);
+}
+
+#[test]
 fn configuration() {
     let rule = "ValidateConfigMap";
     let big = "x".repeat(1024 * 1024);

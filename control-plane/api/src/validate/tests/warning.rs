@@ -62,13 +62,15 @@ fn of_other_kinds() {
 }
 
 #[test]
-fn a_level_that_is_not_enforced_is_told() {
+fn what_is_not_done_about_a_level_is_told() {
     let label = |key: &str, level: &str| json!({"metadata": {"name": "n", "labels": {key: level}}});
-    check("", "namespaces", label("pod-security.kubernetes.io/enforce", "restricted"),
-        &["metadata.labels[pod-security.kubernetes.io/enforce]: Pod Security is not enforced yet: pods of any level are admitted; limit who may create pods with RBAC"]);
-    check("", "namespaces", label("pod-security.kubernetes.io/enforce", "privileged"), &[]);
+    check("", "namespaces", label("pod-security.kubernetes.io/audit", "restricted"),
+        &["metadata.labels[pod-security.kubernetes.io/audit]: nothing is audited yet; use enforce or warn"]);
+    check("", "namespaces", label("pod-security.kubernetes.io/enforce-version", "v1.20"),
+        &["metadata.labels[pod-security.kubernetes.io/enforce-version]: pods are judged by the latest rules"]);
+    check("", "namespaces", label("pod-security.kubernetes.io/enforce", "restricted"), &[]);
     let row = row("", "v1", "namespaces").unwrap();
     let old = Object::from_value(json!({"metadata": {"name": "n"}})).unwrap();
-    let new = Object::from_value(label("pod-security.kubernetes.io/enforce", "baseline")).unwrap();
+    let new = Object::from_value(label("pod-security.kubernetes.io/audit", "baseline")).unwrap();
     assert_eq!(warnings(row, &new, Some(&old)).len(), 1, "labelling later, too");
 }
