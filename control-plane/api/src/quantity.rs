@@ -234,13 +234,20 @@ impl Ord for Quantity {
     }
 }
 
+impl Quantity {
+    /// The notation of the first summand stays, unless that is zero.
+    #[must_use]
+    pub fn saturating_add(self, other: Self) -> Self {
+        let format = if self.nano == 0 { other.format } else { self.format };
+        Self { nano: self.nano.saturating_add(other.nano), format }
+    }
+}
+
 impl Add for Quantity {
     type Output = Self;
 
-    /// The notation of the first summand stays, unless that is zero.
     fn add(self, other: Self) -> Self {
-        let format = if self.nano == 0 { other.format } else { self.format };
-        Self { nano: self.nano.saturating_add(other.nano), format }
+        self.saturating_add(other)
     }
 }
 

@@ -149,7 +149,7 @@ impl Auth {
         if tokens.len() >= REMEMBERED_MAX {
             tokens.clear();
         }
-        tokens.insert(digest, Until { value: user.clone(), until: now + TOKEN_FOR });
+        tokens.insert(digest, Until { value: user.clone(), until: now.checked_add(TOKEN_FOR).unwrap_or(now) });
         Ok(user)
     }
 
@@ -170,7 +170,7 @@ impl Auth {
         if decisions.len() >= REMEMBERED_MAX {
             decisions.clear();
         }
-        let until = now + if allowed { ALLOWED_FOR } else { DENIED_FOR };
+        let until = now.checked_add(if allowed { ALLOWED_FOR } else { DENIED_FOR }).unwrap_or(now);
         decisions.insert(key, Until { value: allowed, until });
         Ok(allowed)
     }

@@ -129,7 +129,7 @@ impl Api {
                 let mut world = self.world.lock().unwrap();
                 world.tokens += 1;
                 let life = jiff::SignedDuration::from_secs(answer["spec"]["expirationSeconds"].as_i64().unwrap());
-                let expires = jiff::Timestamp::now() + life;
+                let expires = jiff::Timestamp::now().checked_add(life).unwrap();
                 answer["status"] =
                     json!({"token": format!("token-{}", world.tokens), "expirationTimestamp": expires.to_string()});
                 reply(201, &answer)

@@ -220,7 +220,7 @@ pub(super) fn check_pod(spec: &Field<'_, '_>, causes: &mut Causes) {
     for container in containers.items() {
         for (resource, amount) in container.key("resources").key("requests").entries() {
             let sum = sums.entry(resource).or_insert(Quantity::ZERO);
-            *sum = *sum + amount.quantity().unwrap_or(Quantity::ZERO);
+            *sum = sum.saturating_add(amount.quantity().unwrap_or(Quantity::ZERO));
         }
     }
     for (resource, sum) in sums {

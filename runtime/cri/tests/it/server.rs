@@ -211,7 +211,7 @@ impl Server {
     }
 
     pub(crate) async fn until_exited(&mut self, id: &str) -> ContainerStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now().checked_add(PATIENCE).unwrap();
         loop {
             let status = self.status(id).await;
             if status.state() == ContainerState::ContainerExited {
@@ -304,7 +304,7 @@ pub(crate) fn security(config: &mut ContainerConfig) -> &mut LinuxContainerSecur
 
 /// Looks again and again until something is so.
 pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now().checked_add(PATIENCE).unwrap();
     while !is_so().await {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -321,7 +321,7 @@ fn clients(channel: Channel) -> (RuntimeServiceClient<Channel>, ImageServiceClie
 async fn connect(socket: &Path) -> Channel {
     let path = socket.to_owned();
     let endpoint = Endpoint::from_static("http://localhost");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now().checked_add(PATIENCE).unwrap();
     loop {
         let path = path.clone();
         let connector = tower::service_fn(move |_| {

@@ -30,6 +30,12 @@ const KILL_ROUNDS_MAX: usize = 64;
 /// Processes whose descriptors are open at once, far below any limit of descriptors.
 const SIGNAL_AT_ONCE: usize = 256;
 
+/// So long from now; a wait that the clock cannot express is none at all, rather than one for ever.
+fn soon(duration: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(duration).unwrap_or(now)
+}
+
 /// What the kernel's files in it let others do is said by their own modes.
 const DIRECTORY_MODE: u32 = 0o755;
 
@@ -303,7 +309,7 @@ impl Cgroup {
 
     /// Waits until no process is here or below; false after the timeout.
     pub fn wait_empty(&self, timeout: Duration) -> Result<bool, Error> {
-        let deadline = Instant::now() + timeout;
+        let deadline = soon(timeout);
         for place in self.hierarchy().places() {
             if !wait_empty(&place.join(self.path()), place.version(), deadline)? {
                 return Ok(false);
@@ -315,7 +321,7 @@ impl Cgroup {
     /// Removes the cgroup with everything below it, in every hierarchy. Gone is success. Processes that are dying are waited for; it
     /// does not kill. [`Error::Busy`] names those that stay.
     pub fn remove(&self) -> Result<(), Error> {
-        let deadline = Instant::now() + REMOVE_TIMEOUT;
+        let deadline = soon(REMOVE_TIMEOUT);
         let mut first = None;
         for place in self.hierarchy().places() {
             // One hierarchy that fails must not keep the others from being cleaned.
@@ -429,7 +435,7 @@ fn wait_event(directory: &Path, key: &str, value: u64, deadline: Instant) -> Res
 }
 
 fn timeout(left: Duration) -> PollTimeout {
-    PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+    PollTimeout::try_from(left.saturating_add(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX)
 }
 
 fn wait_empty(directory: &Path, version: Version, deadline: Instant) -> Result<bool, Error> {
@@ -468,14 +474,14 @@ fn look_again() {
 
 fn freeze_unified(directory: &Path, limit: Duration) -> Result<(), Error> {
     file::write(&directory.join("cgroup.freeze"), "1")?;
-    if wait_event(directory, "frozen", 1, Instant::now() + limit)? {
+    if wait_event(directory, "frozen", 1, soon(limit))? {
         return Ok(());
     }
     Err(Error::FreezeTimeout { path: directory.to_owned(), timeout: limit })
 }
 
 fn freeze_legacy(directory: &Path, limit: Duration) -> Result<(), Error> {
-    let deadline = Instant::now() + limit;
+    let deadline = soon(limit);
     let path = directory.join("freezer.state");
     while Instant::now() < deadline {
         // Written each time: a process forked meanwhile is caught by the next write; freezer-subsystem.txt.

@@ -330,7 +330,7 @@ impl Stdio {
             .values()
             .flat_map(Attached::sinks)
             .filter(|sink| !sink.queue.is_empty())
-            .map(|sink| sink.took + STALL)
+            .map(|sink| sink.took.checked_add(STALL).unwrap_or(sink.took))
             .min()
     }
 
@@ -338,7 +338,9 @@ impl Stdio {
     pub(crate) fn expire(&mut self, now: Instant, reactor: &mut Reactor<Source>) {
         for attached in self.attached.values_mut() {
             for slot in &mut attached.sinks {
-                if slot.as_ref().is_some_and(|sink| !sink.queue.is_empty() && sink.took + STALL <= now)
+                if slot
+                    .as_ref()
+                    .is_some_and(|sink| !sink.queue.is_empty() && now.saturating_duration_since(sink.took) >= STALL)
                     && let Some(sink) = slot.take()
                 {
                     sink.pipe.close(reactor);
