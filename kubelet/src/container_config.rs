@@ -64,10 +64,12 @@ pub fn log_path(name: &str, attempt: u32) -> String {
 pub fn build(pod: &LocalPod, member: &Member, inputs: &Inputs<'_>) -> Result<cri::ContainerConfig, Error> {
     let container = &member.container;
     let environment = env::build(pod, container, inputs.environment)?;
-    let lookup = |name: &str| environment.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
-    let expand = |list: Option<&Vec<String>>| -> Vec<String> {
-        list.into_iter().flatten().map(|word| env::expand(word, lookup)).collect()
+    let known: HashMap<&str, &str> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut room = env::Room::default();
+    let mut expand = |list: Option<&Vec<String>>| -> Result<Vec<String>, env::Error> {
+        list.into_iter().flatten().map(|word| env::expand(word, &mut room, |name| known.get(name).copied())).collect()
     };
+    let (command, args) = (expand(container.command.as_ref())?, expand(container.args.as_ref())?);
     let target = inputs.target.as_deref();
     let security = security::container(pod, container, inputs.image, target, &inputs.data_dir, inputs.selinux)?;
     let tty = container.tty.unwrap_or(false);
@@ -78,8 +80,8 @@ pub fn build(pod: &LocalPod, member: &Member, inputs: &Inputs<'_>) -> Result<cri
             user_specified_image: member.image().to_owned(),
             ..cri::ImageSpec::default()
         }),
-        command: expand(container.command.as_ref()),
-        args: expand(container.args.as_ref()),
+        command,
+        args,
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: environment
             .iter()

@@ -1,7 +1,7 @@
 //! The environment of a container, from literals, fields, ConfigMaps, Secrets and Services. Pure: objects are fetched before.
 //! Invariant: a reference that is not optional and cannot be resolved is an error with upstream's text, never an empty variable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, ResourceFieldSelector, Secret, Service};
@@ -9,6 +9,27 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::pod::LocalPod;
 use crate::resources;
+
+/// Bytes of all variables that a pod gives, or of what its command is expanded to: as much as the kernel hands to a program (execve(2), a
+/// quarter of the usual stack). Each expansion may name earlier ones, so that without a bound thirty lines are gigabytes.
+const BYTES_MAX: usize = 2 << 20;
+
+/// What is left of [`BYTES_MAX`].
+#[derive(Debug)]
+pub struct Room(usize);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(BYTES_MAX)
+    }
+}
+
+impl Room {
+    fn take(&mut self, bytes: usize) -> Result<(), Error> {
+        self.0 = self.0.checked_sub(bytes).ok_or(Error::TooLarge)?;
+        Ok(())
+    }
+}
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
@@ -26,6 +47,8 @@ pub enum Error {
     Resource { resource: String },
     #[error("container {name} not found")]
     Container { name: String },
+    #[error("the environment and command take more than {BYTES_MAX} bytes, which no program could be started with")]
+    TooLarge,
     #[error("environment variable {name}: fileKeyRef is not supported by this node")]
     FileKey { name: String },
 }
@@ -66,12 +89,14 @@ pub fn references(container: &Container) -> (Vec<String>, Vec<String>) {
 pub fn build(pod: &LocalPod, container: &Container, sources: &Sources) -> Result<Vec<(String, String)>, Error> {
     let services = service_variables(pod, &sources.services);
     let mut own = Ordered::default();
+    let mut room = Room::default();
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         if let Some(reference) = &from.config_map_ref {
             let optional = reference.optional.unwrap_or(false);
             if let Some(map) = find_map(sources, &reference.name, optional)? {
                 for (key, value) in map.data.iter().flatten() {
+                    room.take(prefix.len().saturating_add(key.len()).saturating_add(value.len()))?;
                     own.set(format!("{prefix}{key}"), value.clone());
                 }
             }
@@ -80,6 +105,7 @@ pub fn build(pod: &LocalPod, container: &Container, sources: &Sources) -> Result
             let optional = reference.optional.unwrap_or(false);
             if let Some(secret) = find_secret(sources, &reference.name, optional)? {
                 for (key, value) in secret.data.iter().flatten() {
+                    room.take(prefix.len().saturating_add(key.len()).saturating_add(value.0.len()))?;
                     own.set(format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
                 }
             }
@@ -88,12 +114,15 @@ pub fn build(pod: &LocalPod, container: &Container, sources: &Sources) -> Result
     for variable in container.env.iter().flatten() {
         let value = match &variable.value_from {
             Some(from) => match value_from(pod, container, from, sources, &variable.name)? {
-                Some(value) => value,
+                Some(value) => {
+                    room.take(value.len())?;
+                    value
+                }
                 None => continue,
             },
-            None => expand(variable.value.as_deref().unwrap_or_default(), |name| {
-                own.get(name).or_else(|| services.get(name).map(String::as_str)).map(str::to_owned)
-            }),
+            None => expand(variable.value.as_deref().unwrap_or_default(), &mut room, |name| {
+                own.get(name).or_else(|| services.get(name).map(String::as_str))
+            })?,
         };
         own.set(variable.name.clone(), value);
     }
@@ -105,21 +134,25 @@ pub fn build(pod: &LocalPod, container: &Container, sources: &Sources) -> Result
     Ok(own.list)
 }
 
-/// A short list that keeps the order of first mention and the value of the last.
+/// A list that keeps the order of first mention and the value of the last; a namespace's Services alone can be tens of thousands.
 #[derive(Default)]
 struct Ordered {
     list: Vec<(String, String)>,
+    places: HashMap<String, usize>,
 }
 
 impl Ordered {
     fn get(&self, name: &str) -> Option<&str> {
-        self.list.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.list.get(*self.places.get(name)?).map(|(_, value)| value.as_str())
     }
 
     fn set(&mut self, name: String, value: String) {
-        match self.list.iter_mut().find(|(n, _)| *n == name) {
+        match self.places.get(&name).and_then(|place| self.list.get_mut(*place)) {
             Some(entry) => entry.1 = value,
-            None => self.list.push((name, value)),
+            None => {
+                self.places.insert(name.clone(), self.list.len());
+                self.list.push((name, value));
+            }
         }
     }
 }
@@ -271,7 +304,11 @@ pub fn resource_value(
 }
 
 /// Replaces `$(NAME)` by what `lookup` knows; `$$` is a plain `$`, an unknown name stays as it was written.
-pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+///
+/// # Errors
+/// If the result is more than there is room for.
+pub fn expand<'a>(text: &str, room: &mut Room, lookup: impl Fn(&str) -> Option<&'a str>) -> Result<String, Error> {
+    room.take(text.len())?;
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(dollar) = rest.find('$') {
@@ -282,7 +319,10 @@ pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
             rest = tail;
         } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|a| a.split_once(')')) {
             match lookup(name) {
-                Some(value) => out.push_str(&value),
+                Some(value) => {
+                    room.take(value.len())?;
+                    out.push_str(value);
+                }
                 None => out.push_str(&format!("$({name})")),
             }
             rest = tail;
@@ -292,7 +332,7 @@ pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
         }
     }
     out.push_str(rest);
-    out
+    Ok(out)
 }
 
 /// The Docker-link style variables of every Service that the pod may be told of.
@@ -340,12 +380,28 @@ mod tests {
 
     #[test]
     fn expansion() {
-        let lookup = |name: &str| (name == "A").then(|| "1".to_owned());
+        let lookup = |name: &str| (name == "A").then_some("1");
         for (text, expect) in
             [("$(A)b", "1b"), ("$$(A)", "$(A)"), ("$(B)", "$(B)"), ("$A $", "$A $"), ("$(A", "$(A"), ("a$$$(A)", "a$1")]
         {
-            assert_eq!(expand(text, lookup), expect, "{text}");
+            assert_eq!(expand(text, &mut Room::default(), lookup).as_deref(), Ok(expect), "{text}");
         }
+    }
+
+    #[test]
+    fn variables_that_double_each_other_end_at_what_a_program_can_have() {
+        let mut room = Room::default();
+        let mut value = "x".repeat(16);
+        let mut steps = 0;
+        let ended = loop {
+            match expand("$(A)$(A)", &mut room, |_| Some(value.as_str())) {
+                Ok(next) => value = next,
+                Err(error) => break error,
+            }
+            steps += 1;
+        };
+        assert_eq!(ended, Error::TooLarge);
+        assert!(steps < 20 && value.len() <= BYTES_MAX, "{steps} steps, {} bytes", value.len());
     }
 
     fn check(container: serde_json::Value, expect: Result<&[(&str, &str)], &str>) {

@@ -228,10 +228,12 @@ impl Registration {
         let status = self.status(Timestamp::now(), None).await;
         let node = Node {
             metadata: ObjectMeta { name: Some(name), labels: Some(self.labels.clone()), ..ObjectMeta::default() },
-            status: Some(status),
+            status: Some(status.clone()),
             ..Node::default()
         };
-        api.create(&PostParams::default(), &node).await
+        let made = api.create(&PostParams::default(), &node).await?;
+        self.announce(None, &status);
+        Ok(made)
     }
 
     /// Notes the object, unless something newer is known of it.

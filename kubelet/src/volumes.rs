@@ -29,6 +29,8 @@ pub enum Error {
     Unknown { name: String, path: String },
     #[error("failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\"")]
     SubPath { volume: String, container: String, source: sub_path::Error },
+    #[error("subPathExpr")]
+    SubPathExpr(#[source] env::Error),
     #[error("subPathExpr {expression} of container {container} names a variable that is not set")]
     Expression { expression: String, container: String },
     #[error("the task that writes volumes has died")]
@@ -232,8 +234,8 @@ pub async fn mounts(
         };
         let mut sub_path = mount.sub_path.clone().unwrap_or_default();
         if let Some(expression) = mount.sub_path_expr.as_deref().filter(|e| !e.is_empty()) {
-            let lookup = |name: &str| variables.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
-            sub_path = env::expand(expression, lookup);
+            let lookup = |name: &str| variables.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+            sub_path = env::expand(expression, &mut env::Room::default(), lookup).map_err(Error::SubPathExpr)?;
             if sub_path.contains("$(") {
                 let (expression, container) = (expression.to_owned(), container.name.clone());
                 return Err(Error::Expression { expression, container });

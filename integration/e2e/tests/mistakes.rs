@@ -119,7 +119,7 @@ fn on_the_command_line() -> Result<()> {
     ensure!(first.code == 0, "{first:?}");
     let second = up(&[])?;
     ensure!(second.code == 0 && second.all().contains("already up"), "{second:?}");
-    ensure!(second.all().contains("sampan status"), "{second:?}");
+    ensure!(second.all().contains(" status` shows"), "{second:?}");
     cluster.sampan(&["down"])?;
     let other = up(&["--node-name", "n2"])?;
     ensure!(other.code != 0 && other.stderr.contains("n1") && other.stderr.contains("n2"), "{other:?}");

@@ -230,7 +230,7 @@ fn killed_while_images_come() -> Result<()> {
     }
     let sum = "cat /noise /more | wc -c";
     for image in [&pulled, "e2e.local/imported:1"] {
-        let said = cluster.sampan(&["run", "--rm", image, "--", "sh", "-c", sum])?;
+        let said = cluster.sampan(&["run", "--rm", image, "sh", "-c", sum])?;
         ensure!(said.stdout.trim() == (12 << 20).to_string(), "{image}: {said:?}");
     }
     for left in ["partial", "tmp"] {

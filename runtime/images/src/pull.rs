@@ -307,6 +307,11 @@ pub(crate) fn descriptor_digest(subject: &str, digest: &oci_spec::image::Digest)
     Digest::parse(digest.as_ref()).map_err(malformed)
 }
 
+/// Overlayfs stacks no more than some five hundred (kernel, fs/overlayfs: OVL_MAX_STACK).
+const LAYERS_MAX: usize = 512;
+/// What a descriptor may say of a layer: a tebibyte, so that sums of sizes never come near their type's end.
+const LAYER_BYTES_MAX: u64 = 1 << 40;
+
 /// Pairs the manifest's layers with the configuration's diff ids.
 pub(crate) fn layer_plans(
     subject: &str,
@@ -319,11 +324,19 @@ pub(crate) fn layer_plans(
         let reason = format!("it lists {} layers, the manifest {}", diff_ids.len(), descriptors.len());
         return Err(Error::Malformed { subject: subject.to_owned(), reason });
     }
+    if descriptors.len() > LAYERS_MAX {
+        let reason = format!("it has {} layers, more than {LAYERS_MAX} are not taken", descriptors.len());
+        return Err(Error::Malformed { subject: subject.to_owned(), reason });
+    }
     let chain = digest::chain_ids(&diff_ids);
     let mut plans = Vec::new();
     for (position, descriptor) in descriptors.iter().enumerate() {
         let digest = descriptor_digest(subject, descriptor.digest())?;
         let subject = format!("layer {digest} of {image}");
+        if descriptor.size() > LAYER_BYTES_MAX {
+            let reason = format!("it has {} bytes, more than {LAYER_BYTES_MAX} are not taken", descriptor.size());
+            return Err(Error::Malformed { subject, reason });
+        }
         plans.push(LayerPlan {
             blob: Blob { digest, size: Some(descriptor.size()), subject },
             diff_id: diff_ids[position].clone(),

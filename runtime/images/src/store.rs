@@ -112,6 +112,8 @@ pub(crate) struct Inner {
     /// One at a time unpacks a layer (by chain id) or fetches a blob (by digest).
     pub(crate) locks: Locks,
     pub(crate) layer_slots: Arc<Semaphore>,
+    /// Of layers read from archives, whom no registry can keep waiting.
+    pub(crate) import_slots: Arc<Semaphore>,
     pub(crate) pulls: Mutex<Pulls>,
     next_name: AtomicU64,
     next_lease: AtomicU64,

@@ -139,7 +139,7 @@ fn pax_time(text: &str) -> Option<TimeSpec> {
     let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     let nanoseconds: i64 = digits.parse().ok()?;
     if whole.starts_with('-') && nanoseconds > 0 {
-        return Some(TimeSpec::new(seconds - 1, 1_000_000_000 - nanoseconds));
+        return Some(TimeSpec::new(seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds));
     }
     Some(TimeSpec::new(seconds, nanoseconds))
 }
@@ -158,5 +158,7 @@ mod tests {
         check("12.1234567891", Some((12, 123_456_789)));
         check("-1.5", Some((-2, 500_000_000)));
         check("x", None);
+        check("-9223372036854775808.5", None);
+        check("9223372036854775807.5", Some((i64::MAX, 500_000_000)));
     }
 }

@@ -1,7 +1,7 @@
 //! A layer's root directory, and paths in it that cannot leave it: every lookup goes through `openat2` with
 //! `RESOLVE_IN_ROOT`, so a symbolic link to `/etc` means the layer's own `/etc`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -56,7 +56,7 @@ impl Root {
         if let Some(fd) = self.cache.get(path) {
             return Ok(Rc::clone(fd));
         }
-        let fd = Rc::new(self.ensure_uncached(path, LINKS_MAX)?);
+        let fd = Rc::new(self.ensure_uncached(path)?);
         if self.cache.len() >= CACHED_DIRS_MAX {
             self.cache.clear();
         }
@@ -69,40 +69,81 @@ impl Root {
         self.cache.clear();
     }
 
-    fn ensure_uncached(&mut self, path: &[u8], links: u32) -> Result<OwnedFd, Error> {
+    /// Name by name, as the kernel walks: an archive chooses how many there are, and a stack is only so deep.
+    fn ensure_uncached(&mut self, path: &[u8]) -> Result<OwnedFd, Error> {
         match self.lookup(path, OFlag::O_PATH | OFlag::O_DIRECTORY) {
             Ok(fd) => return Ok(fd),
             Err(Errno::ENOENT) => {}
-            Err(Errno::ENOTDIR) => return Err(Error::entry(path, "is not a directory, but another entry lies in it")),
-            Err(errno) => return Err(Error::write("open", path, errno)),
+            Err(errno) => return Err(Self::not_opened(path, errno)),
         }
-        let (parent_path, name) = split(path);
-        let parent = self.ensure_uncached(parent_path, links)?;
-        match mkdirat(&parent, OsStr::from_bytes(name), IMPLICIT_MODE) {
+        let mut to_walk: VecDeque<Vec<u8>> = names(path).map(<[u8]>::to_vec).collect();
+        let mut walked: Vec<Vec<u8>> = Vec::new();
+        let mut links = LINKS_MAX;
+        while let Some(name) = to_walk.pop_front() {
+            // Below a root, `..` at the root stays there.
+            if name == b".." {
+                walked.pop();
+                continue;
+            }
+            let parent_path = walked.join(&b'/');
+            walked.push(name);
+            let here = walked.join(&b'/');
+            match self.lookup(&here, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+                Ok(_) => continue,
+                Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(Self::not_opened(&here, errno)),
+            }
+            let Some(target) = self.make_dir(&parent_path, &here)? else { continue };
+            links = links.checked_sub(1).ok_or_else(|| Error::entry(path, "goes through too many symbolic links"))?;
+            // A link that leads nowhere yet: make what it points to.
+            walked.pop();
+            if target.starts_with(b"/") {
+                walked.clear();
+            }
+            for name in names(&target).collect::<Vec<_>>().into_iter().rev() {
+                to_walk.push_front(name.to_vec());
+            }
+        }
+        let made = walked.join(&b'/');
+        let opened = self.lookup(&made, OFlag::O_PATH | OFlag::O_DIRECTORY);
+        opened.map_err(|errno| Error::write("open", &made, errno))
+    }
+
+    fn not_opened(path: &[u8], errno: Errno) -> Error {
+        match errno {
+            Errno::ENOTDIR => Error::entry(path, "is not a directory, but another entry lies in it"),
+            errno => Error::write("open", path, errno),
+        }
+    }
+
+    /// Makes the directory `path`; where a link is already, its target.
+    fn make_dir(&mut self, parent: &[u8], path: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let (_, name) = split(path);
+        let name = OsStr::from_bytes(name);
+        let parent = self.lookup(parent, OFlag::O_PATH | OFlag::O_DIRECTORY);
+        let parent = parent.map_err(|errno| Error::write("open the directory of", path, errno))?;
+        match mkdirat(&parent, name, IMPLICIT_MODE) {
             Ok(()) => {
                 // The umask has taken its share, and containers of any user pass through here.
-                fchmodat(&parent, OsStr::from_bytes(name), IMPLICIT_MODE, FchmodatFlags::NoFollowSymlink)
+                fchmodat(&parent, name, IMPLICIT_MODE, FchmodatFlags::NoFollowSymlink)
                     .map_err(|errno| Error::write("change mode of", path, errno))?;
                 self.implicit.insert(path.to_owned());
+                Ok(None)
             }
-            // A link that leads nowhere yet: make what it points to.
-            Err(Errno::EEXIST) if links > 0 => {
-                let target = readlinkat(&parent, OsStr::from_bytes(name));
-                let target = target.map_err(|errno| Error::write("read link", path, errno))?;
-                let joined = if target.as_bytes().starts_with(b"/") {
-                    target.as_bytes().to_owned()
-                } else {
-                    [parent_path, b"/", target.as_bytes()].concat()
-                };
-                let target = normalize_in_root(&joined);
-                return self.ensure_uncached(&target, links - 1);
+            Err(Errno::EEXIST) => {
+                let target = readlinkat(&parent, name);
+                target
+                    .map(|target| Some(target.as_bytes().to_owned()))
+                    .map_err(|errno| Error::write("read link", path, errno))
             }
-            Err(Errno::EEXIST) => return Err(Error::entry(path, "goes through too many symbolic links")),
-            Err(errno) => return Err(Error::write("create directory", path, errno)),
+            Err(errno) => Err(Error::write("create directory", path, errno)),
         }
-        let opened = self.lookup(path, OFlag::O_PATH | OFlag::O_DIRECTORY);
-        opened.map_err(|errno| Error::write("open", path, errno))
     }
+}
+
+/// The names of a path in order; `..` is one of them.
+fn names(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|&b| b == b'/').filter(|name| !matches!(*name, b"" | b"."))
 }
 
 /// Splits a normalized path into its parent (empty for the root) and its last name.
@@ -126,21 +167,6 @@ pub(super) fn normalize(path: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(names.join(&b'/'))
-}
-
-/// As the kernel does below a root: `..` at the root stays there.
-fn normalize_in_root(path: &[u8]) -> Vec<u8> {
-    let mut names: Vec<&[u8]> = Vec::new();
-    for name in path.split(|&b| b == b'/') {
-        match name {
-            b"" | b"." => {}
-            b".." => {
-                names.pop();
-            }
-            name => names.push(name),
-        }
-    }
-    names.join(&b'/')
 }
 
 pub(super) fn stat_in(dir: BorrowedFd<'_>, name: &[u8]) -> nix::Result<FileStat> {
@@ -178,7 +204,6 @@ mod tests {
         check("./", Some(""));
         check("../etc", None);
         check("a/../../etc", None);
-        assert_eq!(normalize_in_root(b"../../a/../b"), b"b");
         assert_eq!(split(b"a/b/c"), (&b"a/b"[..], &b"c"[..]));
         assert_eq!(split(b"c"), (&b""[..], &b"c"[..]));
     }

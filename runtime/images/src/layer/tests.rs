@@ -367,3 +367,23 @@ fn directories_without_an_entry_are_for_every_user_whatever_the_umask() {
         assert_eq!(fs::metadata(layer.root.join(path)).unwrap().permissions().mode() & 0o7777, 0o755, "{path}");
     }
 }
+
+#[test]
+fn paths_as_deep_as_they_may_be_need_no_deep_stack_links_or_not() {
+    let deep = ["d"; 2040].join("/");
+    let mut archive = Archive::new().pax(&[("path", format!("{deep}/f").as_bytes())]).file("f", "x");
+    // Each link leads to a long way that is not there yet, and on to the next link.
+    for number in 0..30 {
+        let target = format!("{}/l{}", ["t"; 1000].join("/"), number + 1);
+        archive = archive.pax(&[("linkpath", target.as_bytes())]).symlink(&format!("l{number}"), "x");
+    }
+    let bytes = archive.file("l0/f", "x").bytes();
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().to_owned();
+    let work = move || unpack(&bytes[..], &root).map(drop).map_err(|error| error.to_string());
+    let unpacked = std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap().join().expect("no overflow");
+    // The ways grow beyond what a path may be; that is an error, and no more.
+    assert!(unpacked.is_ok() || unpacked.is_err_and(|error| error.len() < 1000));
+    runtime_linux::tree::remove(dir.path()).unwrap();
+    fs::create_dir(dir.path()).unwrap();
+}

@@ -43,8 +43,8 @@ pub(crate) struct Unpacked {
     pub(crate) inodes: u64,
     /// Directories without an entry of their own; the root is the empty path.
     pub(super) implicit: BTreeSet<Vec<u8>>,
-    /// Hard links whose target is not in this layer: (link, target).
-    pub(super) links: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Hard links whose target is not in this layer: link to target.
+    pub(super) links: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// Unpacks a plain tar stream and reads it to its very end, for the digest's sake.
@@ -249,7 +249,7 @@ impl Unpacker {
             _ => {
                 self.remember(path)?;
                 self.remember(&target)?;
-                self.done.links.push((path.to_owned(), target));
+                self.done.links.insert(path.to_owned(), target);
                 return Ok(());
             }
         };
@@ -306,11 +306,16 @@ impl Unpacker {
                 for gone in implicit {
                     self.root.implicit.remove(&gone);
                 }
-                let timed: Vec<_> = self.dir_times.range(below.clone()..behind).map(|(path, _)| path.clone()).collect();
+                let timed: Vec<_> =
+                    self.dir_times.range(below.clone()..behind.clone()).map(|(path, _)| path.clone()).collect();
                 for gone in timed {
                     self.dir_times.remove(&gone);
                 }
-                self.done.links.retain(|(link, _)| link != path && !link.starts_with(&below));
+                self.done.links.remove(path);
+                let linked: Vec<_> = self.done.links.range(below..behind).map(|(link, _)| link.clone()).collect();
+                for gone in linked {
+                    self.done.links.remove(&gone);
+                }
                 create(parent).map_err(|errno| Error::write("create", path, errno))
             }
             other => other.map_err(|errno| Error::write("create", path, errno)),

@@ -171,7 +171,7 @@ impl Images {
         cancelled: Arc<AtomicBool>,
     ) -> Result<Aside, Error> {
         let blob_guard = self.inner.locks.blob(&plan.blob.digest).await;
-        let slots = Arc::clone(&self.inner.layer_slots);
+        let slots = Arc::clone(&self.inner.import_slots);
         let slot = slots.acquire_owned().await.map_err(|_| Error::Cancelled)?;
         let owned = plan.clone();
         self.blocking(move |inner| {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderName, Method, StatusCode};
 use tokio::sync::mpsc::Sender;
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant};
 
 use super::Error;
 use super::session::{Ask, Live, Session, next_frame};
@@ -13,6 +13,9 @@ use super::transport::no_body;
 use crate::digest::Digest;
 
 const BACKOFF_START: Duration = Duration::from_millis(150);
+/// A registry that sends less than this in that time is as good as silent: what drips would hold a place among the downloads for ever.
+const PACE_WINDOW: Duration = Duration::from_secs(60);
+const PACE_BYTES_MIN: u64 = 64 << 10;
 
 /// Who is asked for a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +50,8 @@ pub(crate) async fn download(
                 // Fewer bytes than promised, and no error: whoever verifies sizes tells.
                 Ok(()) => return Ok(()),
                 Err(error) => {
-                    attempts = if position > before { 1 } else { attempts + 1 };
+                    // What only drips is no progress.
+                    attempts = if position.saturating_sub(before) >= PACE_BYTES_MIN { 1 } else { attempts + 1 };
                     let give_up = attempts >= if live.endpoint.mirror { 2 } else { error.attempts_max() };
                     let pause = error.retry_after().unwrap_or(backoff);
                     if !error.is_transient() || give_up {
@@ -99,7 +103,18 @@ async fn stream(
         }
     };
     let mut body = answer.into_body();
-    while let Some(mut piece) = next_frame(host, &what, &mut body).await? {
+    // Time in which the registry was waited for, and what came in it; a slow disk of ours is not its fault.
+    let (mut waited, mut came) = (Duration::ZERO, 0);
+    loop {
+        let asked = Instant::now();
+        let Some(mut piece) = next_frame(host, &what, &mut body).await? else { break };
+        waited = waited.saturating_add(asked.elapsed());
+        came += piece.len() as u64;
+        if came >= PACE_BYTES_MIN {
+            (waited, came) = (Duration::ZERO, 0);
+        } else if waited > PACE_WINDOW {
+            return Err(Error::Stalled { host: host.clone(), what, seconds: PACE_WINDOW.as_secs() });
+        }
         if skip > 0 {
             let passed = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
             skip -= passed as u64;

@@ -57,6 +57,7 @@ impl Images {
                 transports: Transports::default(),
                 locks: Locks::default(),
                 layer_slots: Arc::new(Semaphore::new(slots)),
+                import_slots: Arc::new(Semaphore::new(slots)),
                 pulls: Mutex::default(),
                 next_name: AtomicU64::new(highest + 1),
                 next_lease: AtomicU64::new(0),

@@ -57,7 +57,7 @@ fn what_is_not_known_is_said_for_machines_too() {
     assert_eq!(line["level"], json!("error"));
     let line = plain(&world, &["--log-format=json", "run", "--bundle", "/nonexistent", "x"]).bad();
     let line: Value = serde_json::from_str(&line).expect("json");
-    assert_eq!((&line["errno"], &line["path"]), (&json!(2), &json!("/nonexistent")));
+    assert_eq!((&line["errno"], &line["path"]), (&json!(2), &json!("/nonexistent/config.json")));
 }
 
 #[test]
