@@ -309,7 +309,25 @@ pub fn http_get(address: impl Into<SocketAddr>, path: &str) -> Result<String> {
         }
     }
     let text = String::from_utf8_lossy(&answer);
-    text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).with_context(|| format!("no HTTP answer: {text:?}"))
+    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no HTTP answer: {text:?}"))?;
+    if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        return dechunked(body).with_context(|| format!("no chunks: {text:?}"));
+    }
+    Ok(body.to_owned())
+}
+
+/// RFC 9112, section 7.1: the length of each chunk stands before it, in hexadecimal digits.
+fn dechunked(mut body: &str) -> Option<String> {
+    let mut whole = String::new();
+    loop {
+        let (length, rest) = body.split_once("\r\n")?;
+        let length = usize::from_str_radix(length.split(';').next()?.trim(), 16).ok()?;
+        if length == 0 {
+            return Some(whole);
+        }
+        whole.push_str(rest.get(..length)?);
+        body = rest.get(length..)?.strip_prefix("\r\n")?;
+    }
 }
 
 /// Parses an address that kubectl printed.
