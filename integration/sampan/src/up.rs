@@ -67,7 +67,8 @@ pub(crate) fn run(layout: &Layout, args: &Args) -> Result<()> {
         });
     }
     let started = daemon::start(layout, &["node", "--detached"], |name, detail| report.step(name, detail));
-    if matches!(started, Ok(_) | Err(DaemonError::NotReady { .. } | DaemonError::Running { .. })) {
+    // Only a daemon that is known to have ended, or never began, has nothing to lose.
+    if !matches!(started, Err(DaemonError::Ended { .. } | DaemonError::Failed { .. } | DaemonError::Start { .. })) {
         decision.keep();
     }
     started?;
